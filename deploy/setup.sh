@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Installs what building, the demo and the tests need on Debian 12 beside git, make and Rust.
+#
+# Says what apt-get will do before it does it, and does nothing when all is there.
+# `setup.sh build` installs only what compiling needs; without an argument everything.
+set -euo pipefail
+
+build=(
+    g++             # RocksDB is C++
+    libclang-dev    # bindgen reads RocksDB's C header with it
+)
+lab=(
+    qemu-system-x86 # the machines that boot
+    ipxe            # first-stage loaders: undionly.kpxe, snponly.efi, ipxe.efi
+    ipxe-qemu       # the PXE ROM of an emulated network card
+    ovmf            # UEFI firmware
+    iproute2        # namespaces, bridge, taps
+    nftables        # faults: cut links, silenced services
+    curl            # an HTTP and TFTP client
+    atftp           # a TFTP client that negotiates block and window size
+    isc-dhcp-client # dhclient
+)
+
+case "${1:-all}" in
+    build) wanted=("${build[@]}") ;;
+    all) wanted=("${build[@]}" "${lab[@]}") ;;
+    *) echo "usage: $0 [build|all]" >&2; exit 2 ;;
+esac
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+missing=()
+for package in "${wanted[@]}"; do
+    installed "$package" || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+    echo "setup: needs root to install: ${missing[*]}" >&2
+    exit 1
+fi
+
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+apt=(apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
+install=("${apt[@]}" install --yes --no-install-recommends --no-install-suggests)
+
+echo "setup: about to install with apt-get: ${missing[*]}"
+# A list that cannot be refreshed (a third party's, say) is no reason to stop: the install will tell.
+"${apt[@]}" update -qq || echo "setup: apt-get update had problems; going on with the lists at hand" >&2
+
+# A package of another origin at a version that does not fit (qemu-utils from backports beside
+# qemu-system from stable) has to give way: name it, rather than remove it silently.
+removed=$("${install[@]}" --simulate "${missing[@]}" | sed -n 's/^Remv \([^ ]*\).*/\1/p' | tr '\n' ' ')
+[ -z "$removed" ] || echo "setup: they conflict with, and apt-get will remove: $removed"
+
+"${install[@]}" -qq "${missing[@]}" >/dev/null
+echo "setup: done"
