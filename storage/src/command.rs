@@ -1,0 +1,320 @@
+//! The vocabulary of writes: what anyone may propose, what the log holds, and what came of it.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::model::{
+    JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets, Revision, Sha256, Timestamp,
+    Token,
+};
+
+/// Names a proposal, so that a retry is recognised. Random, chosen by the proposer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(pub Uuid);
+
+/// On whose behalf a write is made: a user's name, or `node:NAME` for a node's own work.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Actor(pub String);
+
+/// A wish to write. Anyone builds it; the leader orders it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proposal {
+    /// Names this proposal.
+    pub request: RequestId,
+    /// On whose behalf.
+    pub actor: Actor,
+    /// Refuse unless the object that the command names is at this revision.
+    pub if_match: Option<Revision>,
+    /// What to write.
+    pub command: Command,
+}
+
+/// One log entry: a batch of proposals with the leader's time. At most [`Entry::PROPOSALS_MAX`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Leader's clock when it made the entry; `apply` never lets state time run back.
+    pub at: Timestamp,
+    /// In the order of their revisions.
+    pub proposals: Vec<Proposal>,
+}
+
+impl Entry {
+    /// Proposals in an entry: a revision has 256 positions for each log index.
+    pub const PROPOSALS_MAX: usize = 256;
+}
+
+/// Whether a `Put` may create or replace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PutMode {
+    /// Refuse if the object exists.
+    Create,
+    /// Refuse if it does not.
+    Replace,
+    /// Either.
+    Apply,
+}
+
+/// A write. Every variant is applied by `State::apply` alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// The founding entry: names the cluster and hands it its certificate authority.
+    Found(Box<Founding>),
+    /// Write an object.
+    Put {
+        /// The object, whole.
+        object: Object,
+        /// Whether it may exist.
+        mode: PutMode,
+    },
+    /// Remove an object that nothing else names.
+    Delete {
+        /// Its kind.
+        kind: ObjectKind,
+        /// Its key.
+        key: String,
+    },
+    /// All or nothing, in this order. Not nested; at most [`Command::MANY_MAX`].
+    Many(Vec<Command>),
+    /// Give a client an address, or extend what it has (RFC 2131 §4.3.2).
+    Bind(Box<Bind>),
+    /// A client gives its address back (RFC 2131 §4.3.4).
+    Release {
+        /// Who.
+        client: Box<Client>,
+        /// What.
+        address: Ipv4Addr,
+    },
+    /// A client found its address in use (RFC 2131 §4.3.3).
+    Decline {
+        /// Who.
+        client: Box<Client>,
+        /// What.
+        address: Ipv4Addr,
+    },
+    /// Leader's housekeeping: end the leases whose time and margin are over, and forget expired
+    /// tokens and identifiers. Takes the entry's time.
+    Expire,
+    /// Leader's housekeeping: every member has applied the releases up to `applied_by_all`, so
+    /// addresses that were released until then are free at once.
+    Reclaim {
+        /// Smallest revision that any member, learners included, has reported as applied.
+        applied_by_all: Revision,
+    },
+    /// An operator ends a lease; the address stays held as after a release.
+    EndLease {
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// A node joins as learner; its id is the log index of this command.
+    AddMember {
+        /// The member; its `id` is ignored.
+        member: Box<Member>,
+        /// Token by which it joins; absent when an administrator adds it, or at founding.
+        token: Option<Sha256>,
+    },
+    /// A node reports its present address, ports, version, identifiers.
+    UpdateMember(Box<Member>),
+    /// A node leaves for good.
+    RemoveMember {
+        /// Who.
+        node: NodeId,
+    },
+    /// Let nodes join by this token.
+    AddJoinToken(JoinToken),
+    /// No node joins by any token made so far.
+    RevokeJoinTokens,
+    /// Let a user in by this token.
+    AddToken(Token),
+    /// Turn all tokens of a user away.
+    RevokeTokens {
+        /// Whose.
+        user: String,
+    },
+    /// A machine calls back.
+    Report {
+        /// Which machine.
+        machine: Uuid,
+        /// What it sent.
+        body: String,
+    },
+}
+
+impl Command {
+    /// Commands in one `Many`.
+    pub const MANY_MAX: usize = 10_000;
+}
+
+/// What founding writes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Founding {
+    /// Identity of the cluster.
+    pub cluster_id: Uuid,
+    /// Certificate of the cluster's authority, PEM.
+    pub ca_pem: String,
+    /// Its private key, sealed under the key that only members hold.
+    pub ca_key_sealed: Octets,
+    /// PHC string of the first password of user `admin`.
+    pub admin_password_hash: String,
+    /// The founding node; gets id 1.
+    pub member: Member,
+}
+
+/// A DHCP client as one packet shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// Hardware address; absent for hardware without a six-octet one.
+    pub mac: Option<Mac>,
+    /// Option 61.
+    pub client_id: Option<Octets>,
+    /// Whether the packet has a PXE, HTTP boot or iPXE class.
+    pub boots: bool,
+    /// Addresses that tell the client's link: those of the receiving interface, or the relay's,
+    /// or option 82.5 / 118.
+    pub link: Vec<Ipv4Addr>,
+    /// Option 50.
+    pub requested: Option<Ipv4Addr>,
+    /// Option 51.
+    pub lease_secs: Option<u32>,
+    /// Option 12.
+    pub hostname: Option<String>,
+    /// Option 82, whole.
+    pub relay: Option<Octets>,
+}
+
+/// A REQUEST that is to be granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bind {
+    /// Who.
+    pub client: Client,
+    /// Which address.
+    pub address: Ipv4Addr,
+    /// The node that answers.
+    pub node: NodeId,
+}
+
+/// What became of a proposal. The same on every node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outcome {
+    /// Its place in history.
+    pub revision: Revision,
+    /// What it did, or why not.
+    pub result: Result<Effect, Rejection>,
+}
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effect {
+    /// Done; nothing more to say.
+    Done,
+    /// An object was written.
+    Stored {
+        /// Its kind.
+        kind: ObjectKind,
+        /// Its key.
+        key: String,
+        /// Whether it is new.
+        created: bool,
+    },
+    /// A `Many`, one effect for each command.
+    Many(Vec<Effect>),
+    /// A lease was made or extended.
+    Bound(Box<Lease>),
+    /// A member was added.
+    Member(NodeId),
+    /// So many leases were ended or freed.
+    Ended(u32),
+}
+
+/// Why a command was refused: data, replicated, with a stable code and advice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejection {
+    /// The object does not exist.
+    #[error("{kind} `{key}` does not exist")]
+    NotFound {
+        /// Kind of the object.
+        kind: String,
+        /// Its key.
+        key: String,
+    },
+    /// The object exists already.
+    #[error("{kind} `{key}` exists already; use apply or put to replace it")]
+    Exists {
+        /// Kind of the object.
+        kind: String,
+        /// Its key.
+        key: String,
+    },
+    /// Another object stands against it.
+    #[error("{0}")]
+    Conflict(String),
+    /// `if_match` does not hold.
+    #[error("the object is at revision {current}, not at the one given; read it again")]
+    Stale {
+        /// Revision of the object now; 0 when it does not exist.
+        current: Revision,
+    },
+    /// The object breaks a rule.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Path of the field.
+        field: String,
+        /// What is wrong with it, and what would be right.
+        problem: String,
+    },
+    /// Something else names the object.
+    #[error("{kind} `{key}` is used by {by}; change that first")]
+    InUse {
+        /// Kind of the object.
+        kind: String,
+        /// Its key.
+        key: String,
+        /// Who names it.
+        by: String,
+    },
+    /// The address belongs to another client, or may not be given yet.
+    #[error("address {address} is held for another client")]
+    AddressTaken {
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// The client may not have this address here.
+    #[error("address {address} is not for this client on this link")]
+    NotForClient {
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// The join token is unknown, expired or revoked.
+    #[error("the join token is not valid; make a new one with `muster cluster join-token`")]
+    TokenRefused,
+}
+
+impl Rejection {
+    /// Stable code, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not_found",
+            Self::Exists { .. } => "exists",
+            Self::Conflict(_) => "conflict",
+            Self::Stale { .. } => "stale",
+            Self::Invalid { .. } => "invalid",
+            Self::InUse { .. } => "in_use",
+            Self::AddressTaken { .. } => "address_taken",
+            Self::NotForClient { .. } => "not_for_client",
+            Self::TokenRefused => "token_refused",
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Plain structs for everything that the cluster remembers, in the words of the API.
+//!
+//! A struct here is both the stored form and the API's object: unknown fields are refused by name,
+//! optional fields have the defaults of the documented object. What the cluster adds to an object
+//! (revision, times) is kept beside it in [`Record`].
+
+mod ids;
+mod lease;
+mod member;
+mod network;
+mod objects;
+mod user;
+
+pub use ids::{BadMac, BadSha256, Mac, NodeId, Octets, Revision, Sha256, Timestamp};
+pub use lease::{ClientKey, Lease, LeaseState};
+pub use member::{Identifier, JoinToken, Member};
+pub use network::{BadPool, Match, Pool, Reservation, Subnet, SubnetMode};
+pub use objects::{
+    Artifact, Bootenv, BootReport, LOCAL, Machine, Object, ObjectKind, Param, Profile, RenderedFile,
+    Settings, Template, UnknownKind,
+};
+pub use user::{Token, User};
+
+use serde::{Deserialize, Serialize};
+
+/// An object with what the cluster adds to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record<T> {
+    /// Revision of the last change: the ETag.
+    pub revision: Revision,
+    /// Entry time of the creation.
+    pub created_at: Timestamp,
+    /// Entry time of the last change.
+    pub updated_at: Timestamp,
+    /// The object as its owner wrote it.
+    pub object: T,
+}

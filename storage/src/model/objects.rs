@@ -1,0 +1,346 @@
+//! What people write: machines, templates, boot environments, profiles, params, settings.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Mac, Reservation, Sha256, Subnet, Timestamp, User};
+
+/// Name of the boot environment that boots the local disk.
+pub const LOCAL: &str = "local";
+
+fn local() -> String {
+    LOCAL.to_owned()
+}
+
+/// A server that Muster provisions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Given by the cluster if absent; never changes.
+    #[serde(default)]
+    pub uuid: Uuid,
+    /// Unique name.
+    pub name: String,
+    /// Its network cards, at least one; each MAC belongs to one machine.
+    pub macs: Vec<Mac>,
+    /// What it boots.
+    #[serde(default = "local")]
+    pub bootenv: String,
+    /// Sources of params, in order of precedence.
+    #[serde(default)]
+    pub profiles: Vec<String>,
+    /// Params of this machine, before all profiles.
+    #[serde(default)]
+    pub params: BTreeMap<String, Value>,
+}
+
+/// A text that is rendered per machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Template {
+    /// Unique name.
+    pub name: String,
+    /// Tera source.
+    pub contents: String,
+}
+
+/// What a machine boots: kernel, initrds, arguments and rendered files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bootenv {
+    /// Unique name.
+    pub name: String,
+    /// Artifact path.
+    #[serde(default)]
+    pub kernel: Option<String>,
+    /// Artifact paths, in load order.
+    #[serde(default)]
+    pub initrds: Vec<String>,
+    /// Template of the kernel command line.
+    #[serde(default)]
+    pub kernel_args: String,
+    /// Files under the machine's tree.
+    #[serde(default)]
+    pub files: Vec<RenderedFile>,
+}
+
+/// A virtual file in a machine's tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenderedFile {
+    /// Path below `/machines/UUID/`.
+    pub path: String,
+    /// Name of the template.
+    pub template: String,
+}
+
+/// Params shared by machines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Unique name; `global` applies to all machines.
+    pub name: String,
+    /// Values by param name.
+    #[serde(default)]
+    pub params: BTreeMap<String, Value>,
+}
+
+/// What a param may hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Param {
+    /// Unique name.
+    pub name: String,
+    /// JSON Schema of the value.
+    #[serde(default)]
+    pub schema: Option<Value>,
+    /// Value when nothing else gives one.
+    #[serde(default)]
+    pub default: Option<Value>,
+    /// Whether plain reads hide the value.
+    #[serde(default)]
+    pub secure: bool,
+}
+
+/// Cluster-wide settings: one object named `cluster`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Always `cluster`.
+    #[serde(default = "Settings::name")]
+    pub name: String,
+    /// Bootenv of a MAC that no machine owns; `hold` prints what to do and retries slowly.
+    #[serde(default = "Settings::hold")]
+    pub unknown_bootenv: String,
+    /// Promised lease time of subnets that name none, in seconds.
+    #[serde(default = "Settings::lease_secs")]
+    pub lease_secs: u32,
+    /// Distance in seconds between the last committed end of a lease and its next holder.
+    #[serde(default = "Settings::margin_secs")]
+    pub lease_margin_secs: u32,
+    /// How long a declined address is given to nobody, in seconds.
+    #[serde(default = "Settings::decline_secs")]
+    pub decline_secs: u32,
+}
+
+impl Settings {
+    /// Key of the one settings object.
+    pub fn name() -> String {
+        "cluster".to_owned()
+    }
+
+    /// Built-in answer to unknown machines.
+    pub fn hold() -> String {
+        "hold".to_owned()
+    }
+
+    fn lease_secs() -> u32 {
+        3600
+    }
+
+    fn margin_secs() -> u32 {
+        10
+    }
+
+    fn decline_secs() -> u32 {
+        600
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            name: Self::name(),
+            unknown_bootenv: Self::hold(),
+            lease_secs: Self::lease_secs(),
+            lease_margin_secs: Self::margin_secs(),
+            decline_secs: Self::decline_secs(),
+        }
+    }
+}
+
+/// A file that all nodes hold; the bytes never enter the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    /// Path below `/artifacts/`; the key.
+    pub path: String,
+    /// Digest of the bytes.
+    pub sha256: Sha256,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+/// The last callback of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootReport {
+    /// Who reported; the key.
+    pub machine: Uuid,
+    /// Entry time.
+    pub at: Timestamp,
+    /// What it sent, at most 64 KiB; lossy UTF-8.
+    pub body: String,
+}
+
+/// One of the objects that people write.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Object {
+    /// See [`Subnet`].
+    Subnet(Subnet),
+    /// See [`Reservation`].
+    Reservation(Reservation),
+    /// See [`Template`].
+    Template(Template),
+    /// See [`Bootenv`].
+    Bootenv(Bootenv),
+    /// See [`Machine`].
+    Machine(Machine),
+    /// See [`Profile`].
+    Profile(Profile),
+    /// See [`Param`].
+    Param(Param),
+    /// See [`Settings`].
+    Settings(Settings),
+    /// See [`Artifact`].
+    Artifact(Artifact),
+    /// See [`User`].
+    User(User),
+}
+
+/// Kinds of [`Object`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectKind {
+    /// `subnets`
+    Subnet,
+    /// `reservations`
+    Reservation,
+    /// `templates`
+    Template,
+    /// `bootenvs`
+    Bootenv,
+    /// `machines`
+    Machine,
+    /// `profiles`
+    Profile,
+    /// `params`
+    Param,
+    /// `settings`
+    Settings,
+    /// `artifacts`
+    Artifact,
+    /// `users`
+    User,
+}
+
+impl ObjectKind {
+    /// Every kind, in the order in which a bundle is applied: what is named before what names it.
+    pub const ALL: [Self; 10] = [
+        Self::Settings,
+        Self::Param,
+        Self::Profile,
+        Self::Template,
+        Self::Artifact,
+        Self::Bootenv,
+        Self::Machine,
+        Self::Subnet,
+        Self::Reservation,
+        Self::User,
+    ];
+
+    /// The word in `kind:`.
+    pub fn singular(self) -> &'static str {
+        match self {
+            Self::Subnet => "subnet",
+            Self::Reservation => "reservation",
+            Self::Template => "template",
+            Self::Bootenv => "bootenv",
+            Self::Machine => "machine",
+            Self::Profile => "profile",
+            Self::Param => "param",
+            Self::Settings => "settings",
+            Self::Artifact => "artifact",
+            Self::User => "user",
+        }
+    }
+
+    /// The word in paths and on the command line.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Subnet => "subnets",
+            Self::Reservation => "reservations",
+            Self::Template => "templates",
+            Self::Bootenv => "bootenvs",
+            Self::Machine => "machines",
+            Self::Profile => "profiles",
+            Self::Param => "params",
+            Self::Settings => "settings",
+            Self::Artifact => "artifacts",
+            Self::User => "users",
+        }
+    }
+}
+
+impl fmt::Display for ObjectKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.singular())
+    }
+}
+
+/// No such kind of object.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is no kind of object")]
+pub struct UnknownKind(String);
+
+impl FromStr for ObjectKind {
+    type Err = UnknownKind;
+
+    /// Takes the singular and the plural.
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.singular() == text || kind.plural() == text)
+            .ok_or_else(|| UnknownKind(text.to_owned()))
+    }
+}
+
+impl Object {
+    /// Its kind.
+    pub fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Subnet(_) => ObjectKind::Subnet,
+            Self::Reservation(_) => ObjectKind::Reservation,
+            Self::Template(_) => ObjectKind::Template,
+            Self::Bootenv(_) => ObjectKind::Bootenv,
+            Self::Machine(_) => ObjectKind::Machine,
+            Self::Profile(_) => ObjectKind::Profile,
+            Self::Param(_) => ObjectKind::Param,
+            Self::Settings(_) => ObjectKind::Settings,
+            Self::Artifact(_) => ObjectKind::Artifact,
+            Self::User(_) => ObjectKind::User,
+        }
+    }
+
+    /// Its key among objects of its kind: the name, an address, or a path.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Subnet(o) => o.name.clone(),
+            Self::Reservation(o) => o.address.to_string(),
+            Self::Template(o) => o.name.clone(),
+            Self::Bootenv(o) => o.name.clone(),
+            Self::Machine(o) => o.name.clone(),
+            Self::Profile(o) => o.name.clone(),
+            Self::Param(o) => o.name.clone(),
+            Self::Settings(o) => o.name.clone(),
+            Self::Artifact(o) => o.path.clone(),
+            Self::User(o) => o.name.clone(),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What a machine boots: one answer for DHCP, TFTP and HTTP.
+
+use super::table::State;
+use crate::model::{
+    Artifact, Bootenv, LOCAL, Mac, Machine, Object, ObjectKind, Settings, Template,
+};
+
+/// Who asks to be booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootClient {
+    /// Its hardware address, as its packet or URL says.
+    pub mac: Mac,
+}
+
+/// What the asking machine gets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BootPlan<'a> {
+    /// The machine, if one owns the MAC.
+    pub machine: Option<&'a Machine>,
+    /// What to boot.
+    pub target: BootTarget<'a>,
+    /// Which rule said so, in words for people.
+    pub rule: String,
+}
+
+/// What to boot.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BootTarget<'a> {
+    /// The local disk.
+    Local,
+    /// Kernel, initrds and files.
+    Bootenv(&'a Bootenv),
+    /// Nothing yet: print why, wait, ask again.
+    Hold {
+        /// What stands in the way and what to do, for the machine's screen.
+        reason: String,
+    },
+}
+
+impl State {
+    /// What this client boots now.
+    pub fn boot_plan(&self, client: &BootClient) -> BootPlan<'_> {
+        let machine = self.machine_with_mac(client.mac);
+        let (name, origin) = match machine {
+            Some(machine) => (
+                machine.bootenv.clone(),
+                format!("bootenv of machine `{}`", machine.name),
+            ),
+            None => (
+                self.settings().unknown_bootenv,
+                "setting `unknown_bootenv`, because no machine owns this MAC".to_owned(),
+            ),
+        };
+        let rule = format!("{origin}: `{name}`");
+        let target = if name == LOCAL {
+            BootTarget::Local
+        } else if name == Settings::hold() {
+            BootTarget::Hold {
+                reason: match machine {
+                    Some(machine) => format!("machine {} is set to hold", machine.name),
+                    None => format!(
+                        "{} is unknown: muster machines create -f - \
+                         with {{name: NAME, macs: [\"{}\"], bootenv: BOOTENV}}",
+                        client.mac, client.mac
+                    ),
+                },
+            }
+        } else {
+            match self.bootenv(&name) {
+                None => BootTarget::Hold {
+                    reason: format!("bootenv {name} does not exist: create it or choose another"),
+                },
+                Some(bootenv) => match self.bootenv_problems(bootenv).into_iter().next() {
+                    None => BootTarget::Bootenv(bootenv),
+                    Some(problem) => BootTarget::Hold {
+                        reason: format!("bootenv {name} is not available: {problem}"),
+                    },
+                },
+            }
+        };
+        BootPlan {
+            machine,
+            target,
+            rule,
+        }
+    }
+
+    /// A bootenv by name.
+    pub fn bootenv(&self, name: &str) -> Option<&Bootenv> {
+        match &self.object(ObjectKind::Bootenv, name)?.object {
+            Object::Bootenv(bootenv) => Some(bootenv),
+            _ => None,
+        }
+    }
+
+    /// A template by name.
+    pub fn template(&self, name: &str) -> Option<&Template> {
+        match &self.object(ObjectKind::Template, name)?.object {
+            Object::Template(template) => Some(template),
+            _ => None,
+        }
+    }
+
+    /// An artifact by path.
+    pub fn artifact(&self, path: &str) -> Option<&Artifact> {
+        match &self.object(ObjectKind::Artifact, path)?.object {
+            Object::Artifact(artifact) => Some(artifact),
+            _ => None,
+        }
+    }
+
+    /// Why an object cannot be used now: what it names and is not there.
+    pub fn problems(&self, object: &Object) -> Vec<String> {
+        match object {
+            Object::Bootenv(bootenv) => self.bootenv_problems(bootenv),
+            Object::Machine(machine) => self.machine_problems(machine),
+            Object::Reservation(reservation) => {
+                match self.pools.subnet_of(reservation.address) {
+                    Some(_) => Vec::new(),
+                    None => vec![format!("no subnet holds {}", reservation.address)],
+                }
+            }
+            Object::Settings(settings) => self.bootenv_named_problems(&settings.unknown_bootenv),
+            Object::Subnet(_)
+            | Object::Template(_)
+            | Object::Profile(_)
+            | Object::Param(_)
+            | Object::Artifact(_)
+            | Object::User(_) => Vec::new(),
+        }
+    }
+
+    fn machine_problems(&self, machine: &Machine) -> Vec<String> {
+        let mut problems = self.bootenv_named_problems(&machine.bootenv);
+        problems.extend(
+            machine
+                .profiles
+                .iter()
+                .filter(|name| self.profile(name).is_none())
+                .map(|name| format!("profile `{name}` does not exist")),
+        );
+        problems
+    }
+
+    fn bootenv_named_problems(&self, name: &str) -> Vec<String> {
+        if name == LOCAL || name == Settings::hold() {
+            return Vec::new();
+        }
+        match self.bootenv(name) {
+            None => vec![format!("bootenv `{name}` does not exist")],
+            Some(bootenv) => self
+                .bootenv_problems(bootenv)
+                .into_iter()
+                .map(|problem| format!("bootenv `{name}`: {problem}"))
+                .collect(),
+        }
+    }
+
+    fn bootenv_problems(&self, bootenv: &Bootenv) -> Vec<String> {
+        let artifacts = bootenv
+            .kernel
+            .iter()
+            .chain(&bootenv.initrds)
+            .filter(|path| self.artifact(path).is_none())
+            .map(|path| format!("artifact `{path}` has not been uploaded"));
+        let templates = bootenv
+            .files
+            .iter()
+            .filter(|file| self.template(&file.template).is_none())
+            .map(|file| format!("template `{}` does not exist", file.template));
+        artifacts.chain(templates).collect()
+    }
+}

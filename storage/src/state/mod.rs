@@ -1,0 +1,15 @@
+//! The replicated state and the one function that changes it.
+
+mod bind;
+mod boot;
+mod objects;
+mod params;
+mod pool;
+mod row;
+mod table;
+
+pub use bind::{Grant, Offer};
+pub use boot::{BootClient, BootPlan, BootTarget};
+pub use params::GLOBAL;
+pub use row::{Digest, Row, RowKey, RowWrite};
+pub use table::{Cluster, EVENTS_MAX, Gone, Meta, State};

@@ -1,0 +1,287 @@
+//! Which addresses are free: one bitmap for each pool, so that the size of a pool is no cost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+
+use crate::model::{Lease, Mac, Octets, Pool, Record, Reservation, Subnet};
+use uuid::Uuid;
+
+/// Bits in a word of the bitmap.
+const WORD: u32 = 64;
+
+/// All pools and reserved addresses. Derived from rows; never stored.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pools {
+    /// By network address; networks do not overlap.
+    networks: BTreeMap<Ipv4Addr, Network>,
+    reserved: BTreeSet<Ipv4Addr>,
+}
+
+#[derive(Clone, Debug)]
+struct Network {
+    cidr: Ipv4Net,
+    subnet: String,
+    pools: Vec<Bitmap>,
+}
+
+#[derive(Clone, Debug)]
+struct Bitmap {
+    pool: Pool,
+    /// A set bit is an address that nobody else may be given.
+    words: Vec<u64>,
+    taken: u32,
+}
+
+impl Bitmap {
+    fn new(pool: Pool) -> Self {
+        let words = pool.len().div_ceil(WORD) as usize;
+        let mut bitmap = Self {
+            pool,
+            words: vec![0; words],
+            taken: 0,
+        };
+        // Bits beyond the last address count as taken, for the search alone.
+        for beyond in pool.len()..pool.len().next_multiple_of(WORD) {
+            if let Some(word) = bitmap.words.get_mut((beyond / WORD) as usize) {
+                *word |= 1 << (beyond % WORD);
+            }
+        }
+        bitmap
+    }
+
+    fn set(&mut self, address: Ipv4Addr, taken: bool) {
+        if !self.pool.contains(address) {
+            return;
+        }
+        let bit = u32::from(address) - u32::from(self.pool.first);
+        let Some(word) = self.words.get_mut((bit / WORD) as usize) else {
+            return;
+        };
+        let mask = 1u64 << (bit % WORD);
+        match (*word & mask != 0, taken) {
+            (false, true) => self.taken += 1,
+            (true, false) => self.taken -= 1,
+            _ => return,
+        }
+        *word ^= mask;
+    }
+
+    /// First free address at or after the `start`th, wrapping around.
+    fn free_from(&self, start: u32) -> Option<Ipv4Addr> {
+        if self.taken >= self.pool.len() {
+            return None;
+        }
+        let count = self.words.len() as u32;
+        let (first_word, first_bit) = (start / WORD, start % WORD);
+        // The first word is looked at twice: its upper bits first, its lower bits last.
+        (0..=count).find_map(|step| {
+            let index = (first_word + step) % count;
+            let word = *self.words.get(index as usize)?;
+            let skipped = match step {
+                0 => (1u64 << first_bit) - 1,
+                _ => 0,
+            };
+            let free = !(word | skipped);
+            (free != 0).then(|| {
+                let bit = index * WORD + free.trailing_zeros();
+                Ipv4Addr::from(u32::from(self.pool.first) + bit)
+            })
+        })
+    }
+}
+
+impl Pools {
+    /// Name of the subnet whose network holds `address`.
+    pub fn subnet_of(&self, address: Ipv4Addr) -> Option<&str> {
+        self.network_of(address)
+            .map(|network| network.subnet.as_str())
+    }
+
+    /// Whether a dynamic lease may have `address` on its subnet.
+    pub fn pooled(&self, address: Ipv4Addr) -> bool {
+        self.network_of(address)
+            .is_some_and(|network| network.pools.iter().any(|map| map.pool.contains(address)))
+    }
+
+    /// Whether a reservation names `address`.
+    pub fn is_reserved(&self, address: Ipv4Addr) -> bool {
+        self.reserved.contains(&address)
+    }
+
+    /// Addresses in the pools of a subnet: taken, all.
+    pub fn usage(&self, subnet: &str) -> (u64, u64) {
+        self.networks
+            .values()
+            .filter(|network| network.subnet == subnet)
+            .flat_map(|network| &network.pools)
+            .fold((0, 0), |(taken, all), map| {
+                (
+                    taken + u64::from(map.taken),
+                    all + u64::from(map.pool.len()),
+                )
+            })
+    }
+
+    /// The first free address of the subnet of `link` in the order that `seed` gives, skipping
+    /// what `avoid` names. At most [`PROBES_MAX`] addresses are looked at.
+    pub fn pick(
+        &self,
+        subnet_address: Ipv4Addr,
+        seed: u64,
+        avoid: &dyn Fn(Ipv4Addr) -> bool,
+    ) -> Option<Ipv4Addr> {
+        let network = self.network_of(subnet_address)?;
+        let pools = network.pools.len() as u64;
+        (0..pools).find_map(|step| {
+            let map = network.pools.get(((seed % pools + step) % pools) as usize)?;
+            let mut start = (seed / pools.max(1) % u64::from(map.pool.len())) as u32;
+            let mut skipped = None;
+            for probe in 0..PROBES_MAX {
+                let address = map.free_from(start)?;
+                if !avoid(address) {
+                    return Some(address);
+                }
+                skipped.get_or_insert(address);
+                // Spread the further probes by an odd stride, so that losers of one race part.
+                let next = u32::from(address) - u32::from(map.pool.first)
+                    + 1
+                    + (seed as u32 % 61) * probe;
+                start = next % map.pool.len();
+            }
+            // Everything seen is on offer to somebody: the offers may lapse, so offer one again.
+            skipped
+        })
+    }
+
+    pub fn set_subnet(
+        &mut self,
+        name: &str,
+        subnet: Option<&Subnet>,
+        leases: &BTreeMap<Ipv4Addr, Arc<Record<Lease>>>,
+    ) {
+        self.networks.retain(|_, network| network.subnet != name);
+        let Some(subnet) = subnet else { return };
+        let mut pools: Vec<Bitmap> = subnet.pools.iter().copied().map(Bitmap::new).collect();
+        for map in &mut pools {
+            let range = map.pool.first..=map.pool.last;
+            for (address, record) in leases.range(range.clone()) {
+                if !record.object.free {
+                    map.set(*address, true);
+                }
+            }
+            for address in self.reserved.range(range) {
+                map.set(*address, true);
+            }
+        }
+        self.networks.insert(
+            subnet.cidr.network(),
+            Network {
+                cidr: subnet.cidr,
+                subnet: name.to_owned(),
+                pools,
+            },
+        );
+    }
+
+    pub fn set_leased(&mut self, address: Ipv4Addr, leased: bool) {
+        let taken = leased || self.reserved.contains(&address);
+        self.set(address, taken);
+    }
+
+    pub fn reserve(&mut self, address: Ipv4Addr) {
+        self.reserved.insert(address);
+        self.set(address, true);
+    }
+
+    pub fn unreserve(
+        &mut self,
+        address: Ipv4Addr,
+        leases: &BTreeMap<Ipv4Addr, Arc<Record<Lease>>>,
+    ) {
+        self.reserved.remove(&address);
+        let leased = leases
+            .get(&address)
+            .is_some_and(|record| !record.object.free);
+        self.set(address, leased);
+    }
+
+    fn set(&mut self, address: Ipv4Addr, taken: bool) {
+        let network = self.networks.range_mut(..=address).next_back();
+        if let Some((_, network)) = network {
+            for map in &mut network.pools {
+                map.set(address, taken);
+            }
+        }
+    }
+
+    fn network_of(&self, address: Ipv4Addr) -> Option<&Network> {
+        let (_, network) = self.networks.range(..=address).next_back()?;
+        network.cidr.contains(&address).then_some(network)
+    }
+}
+
+/// Addresses that one search looks at: offers to others are few, so more would only cost time.
+const PROBES_MAX: u32 = 64;
+
+/// Reservations by owner. Derived from rows; never stored.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reservations {
+    by_mac: BTreeMap<Mac, BTreeSet<Ipv4Addr>>,
+    by_client_id: BTreeMap<Octets, BTreeSet<Ipv4Addr>>,
+    by_machine: BTreeMap<Uuid, BTreeSet<Ipv4Addr>>,
+}
+
+impl Reservations {
+    pub fn of_mac(&self, mac: Mac) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.by_mac.get(&mac).into_iter().flatten().copied()
+    }
+
+    pub fn of_client_id(&self, id: &Octets) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.by_client_id.get(id).into_iter().flatten().copied()
+    }
+
+    pub fn of_machine(&self, machine: Uuid) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.by_machine.get(&machine).into_iter().flatten().copied()
+    }
+
+    pub fn insert(&mut self, reservation: &Reservation) {
+        let address = reservation.address;
+        if let Some(mac) = reservation.mac {
+            self.by_mac.entry(mac).or_default().insert(address);
+        }
+        if let Some(id) = &reservation.client_id {
+            self.by_client_id
+                .entry(id.clone())
+                .or_default()
+                .insert(address);
+        }
+        if let Some(machine) = reservation.machine {
+            self.by_machine.entry(machine).or_default().insert(address);
+        }
+    }
+
+    pub fn remove(&mut self, reservation: &Reservation) {
+        let address = reservation.address;
+        if let Some(mac) = reservation.mac {
+            remove(&mut self.by_mac, &mac, address);
+        }
+        if let Some(id) = &reservation.client_id {
+            remove(&mut self.by_client_id, id, address);
+        }
+        if let Some(machine) = reservation.machine {
+            remove(&mut self.by_machine, &machine, address);
+        }
+    }
+}
+
+fn remove<K: Ord>(index: &mut BTreeMap<K, BTreeSet<Ipv4Addr>>, key: &K, address: Ipv4Addr) {
+    if let Some(addresses) = index.get_mut(key) {
+        addresses.remove(&address);
+        if addresses.is_empty() {
+            index.remove(key);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Rows: the pieces in which state is kept on disk, travels in snapshots and enters the digest.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256 as Hasher};
+use uuid::Uuid;
+
+use super::table::{Cluster, Meta};
+use crate::event::Change;
+use crate::model::{
+    BootReport, Identifier, JoinToken, Lease, Member, NodeId, Object, ObjectKind, Record, Revision,
+    Sha256, Token,
+};
+use crate::schema::{self, Corrupt};
+
+/// Where a row lives. The encoded key begins with a table octet and sorts as the table does.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RowKey {
+    /// Schema, time and position: one row.
+    Meta,
+    /// The cluster's identity: one row.
+    Cluster,
+    /// A node.
+    Member(NodeId),
+    /// An address of option 54.
+    Identifier(Ipv4Addr),
+    /// A join token by hash.
+    JoinToken(Sha256),
+    /// A bearer token by hash.
+    Token(Sha256),
+    /// An object by kind and key.
+    Object(ObjectKind, String),
+    /// A lease by address.
+    Lease(Ipv4Addr),
+    /// The last callback of a machine.
+    Report(Uuid),
+    /// A change in the event history, by revision and position in it.
+    Event(Revision, u32),
+}
+
+/// What a row holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Row {
+    /// See [`RowKey::Meta`].
+    Meta(Meta),
+    /// See [`RowKey::Cluster`].
+    Cluster(Cluster),
+    /// See [`RowKey::Member`].
+    Member(Record<Member>),
+    /// See [`RowKey::Identifier`].
+    Identifier(Identifier),
+    /// See [`RowKey::JoinToken`].
+    JoinToken(JoinToken),
+    /// See [`RowKey::Token`].
+    Token(Token),
+    /// See [`RowKey::Object`].
+    Object(Box<Record<Object>>),
+    /// See [`RowKey::Lease`].
+    Lease(Box<Record<Lease>>),
+    /// See [`RowKey::Report`].
+    Report(BootReport),
+    /// See [`RowKey::Event`].
+    Event(Box<Change>),
+}
+
+/// A row to be written, or deleted when there is no value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowWrite {
+    /// Encoded [`RowKey`].
+    pub key: Vec<u8>,
+    /// Encoded [`Row`].
+    pub value: Option<Vec<u8>>,
+}
+
+impl RowKey {
+    /// Stored form of the key.
+    pub fn encode(&self) -> Vec<u8> {
+        let table = |octet: u8, rest: &[u8]| [&[octet], rest].concat();
+        match self {
+            Self::Meta => table(0, &[]),
+            Self::Cluster => table(1, &[]),
+            Self::Member(id) => table(2, &id.0.to_be_bytes()),
+            Self::Identifier(address) => table(3, &address.octets()),
+            Self::JoinToken(hash) => table(4, &hash.0),
+            Self::Token(hash) => table(5, &hash.0),
+            Self::Object(kind, key) => table(6, format!("{kind}\0{key}").as_bytes()),
+            Self::Lease(address) => table(7, &address.octets()),
+            Self::Report(machine) => table(8, machine.as_bytes()),
+            Self::Event(revision, position) => table(
+                9,
+                &[&revision.0.to_be_bytes()[..], &position.to_be_bytes()].concat(),
+            ),
+        }
+    }
+}
+
+impl Row {
+    /// Key under which this row belongs; events need their position.
+    pub fn key(&self, event_position: u32) -> RowKey {
+        match self {
+            Self::Meta(_) => RowKey::Meta,
+            Self::Cluster(_) => RowKey::Cluster,
+            Self::Member(record) => RowKey::Member(record.object.id),
+            Self::Identifier(identifier) => RowKey::Identifier(identifier.address),
+            Self::JoinToken(token) => RowKey::JoinToken(token.hash),
+            Self::Token(token) => RowKey::Token(token.hash),
+            Self::Object(record) => RowKey::Object(record.object.kind(), record.object.key()),
+            Self::Lease(record) => RowKey::Lease(record.object.address),
+            Self::Report(report) => RowKey::Report(report.machine),
+            Self::Event(change) => RowKey::Event(change.revision, event_position),
+        }
+    }
+
+    /// Stored form of the row.
+    ///
+    /// # Errors
+    /// When a value cannot be expressed, which no checked command holds.
+    pub fn encode(&self) -> Result<Vec<u8>, Corrupt> {
+        schema::encode("row", self)
+    }
+
+    /// Reads a stored row and checks that it stands under its own key.
+    ///
+    /// # Errors
+    /// When it is damaged, misplaced or of a newer schema.
+    pub fn decode(key: &[u8], value: &[u8]) -> Result<(RowKey, Self), Corrupt> {
+        let row: Self = schema::decode("row", value)?;
+        let position = key
+            .last_chunk::<4>()
+            .map_or(0, |octets| u32::from_be_bytes(*octets));
+        let own = row.key(position);
+        if own.encode() == key {
+            Ok((own, row))
+        } else {
+            Err(Corrupt::Undecodable {
+                what: "row",
+                problem: format!("the row of {own:?} stands under key {}", hex::encode(key)),
+            })
+        }
+    }
+}
+
+/// A sum over all rows: equal on all nodes at equal revision, whatever path led there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest(pub [u8; 16]);
+
+impl Digest {
+    /// Adds a row.
+    pub(super) fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.0 = u128::from_be_bytes(self.0)
+            .wrapping_add(hash(key, value))
+            .to_be_bytes();
+    }
+
+    /// Takes a row out.
+    pub(super) fn remove(&mut self, key: &[u8], value: &[u8]) {
+        self.0 = u128::from_be_bytes(self.0)
+            .wrapping_sub(hash(key, value))
+            .to_be_bytes();
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+fn hash(key: &[u8], value: &[u8]) -> u128 {
+    let full = Hasher::new()
+        .chain_update((key.len() as u64).to_be_bytes())
+        .chain_update(key)
+        .chain_update(value)
+        .finalize();
+    full.first_chunk::<16>()
+        .map_or(0, |octets| u128::from_be_bytes(*octets))
+}
