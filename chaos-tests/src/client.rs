@@ -38,7 +38,9 @@ pub fn udhcpc(host: &Host, arguments: &[&str], timeout: Duration) -> Result<Leas
         .command(busybox)
         .env_clear()
         .env("PATH", PATH)
-        .args(["udhcpc", "-f", "-q", "-n", "-i", "eth0", "-t", "20", "-T", "1", "-s"])
+        .args([
+            "udhcpc", "-f", "-q", "-n", "-i", "eth0", "-t", "20", "-T", "1", "-s",
+        ])
         .arg(&client.script)
         .args(arguments)
         .stdout(client.log()?)
@@ -67,7 +69,15 @@ pub fn dhclient(host: &Host, arguments: &[&str], timeout: Duration) -> Result<Le
         .stderr(client.log()?)
         .spawn()
         .context("starting dhclient")?;
-    client.lease(child, timeout, ["new_ip_address", "new_dhcp_server_identifier", "new_dhcp_lease_time"])
+    client.lease(
+        child,
+        timeout,
+        [
+            "new_ip_address",
+            "new_dhcp_server_identifier",
+            "new_dhcp_lease_time",
+        ],
+    )
 }
 
 /// A client's script, which keeps its environment when there is a lease.
@@ -87,14 +97,19 @@ impl Recorder {
             base.display()
         );
         fs::write(&script, body).context("writing a client's script")?;
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).context("making it executable")?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
+            .context("making it executable")?;
         fs::write(base.with_extension("leases"), "").context("making a lease file")?;
         Ok(Self { base, script })
     }
 
     fn log(&self) -> Result<fs::File> {
         let path = self.base.with_extension("log");
-        fs::OpenOptions::new().create(true).append(true).open(path).context("opening a client's log")
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .context("opening a client's log")
     }
 
     /// Waits for a lease and then ends the client, which would hold on to it otherwise.
@@ -105,19 +120,34 @@ impl Recorder {
             if lease.exists() {
                 return Ok(Some(true));
             }
-            Ok(child.try_wait().context("asking after the client")?.map(|_| lease.exists()))
+            Ok(child
+                .try_wait()
+                .context("asking after the client")?
+                .map(|_| lease.exists()))
         });
         // SIGKILL, not SIGTERM: dhclient must not say good-bye to the server.
         let _ = child.kill();
         let _ = child.wait();
         let log = || fs::read_to_string(self.base.with_extension("log")).unwrap_or_default();
         let found = found.with_context(log)?;
-        ensure!(found, "the client gave up after {:.1} s:\n{}", start.elapsed().as_secs_f64(), log());
+        ensure!(
+            found,
+            "the client gave up after {:.1} s:\n{}",
+            start.elapsed().as_secs_f64(),
+            log()
+        );
 
         let text = fs::read_to_string(&lease).context("reading the lease")?;
-        let variables: HashMap<String, String> =
-            text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        let get = |name: &str| variables.get(name).with_context(|| format!("the client has no {name}"));
+        let variables: HashMap<String, String> = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect();
+        let get = |name: &str| {
+            variables
+                .get(name)
+                .with_context(|| format!("the client has no {name}"))
+        };
         Ok(Lease {
             address: get(names[0])?.parse().context("the leased address")?,
             server: get(names[1])?.parse().context("the server identifier")?,

@@ -95,7 +95,10 @@ impl Cluster {
 
     /// As [`Cluster::found`], in a lab that is there.
     pub fn found_in(lab: Lab, size: u8) -> Result<Self> {
-        let mut cluster = Self { nodes: Vec::new(), lab };
+        let mut cluster = Self {
+            nodes: Vec::new(),
+            lab,
+        };
         cluster.add_founder()?;
         for _ in 1..size {
             cluster.add_joiner()?;
@@ -117,19 +120,36 @@ impl Cluster {
         let token = self.cli(&["cluster", "join-token"])?.ok()?.stdout;
         let file = self.lab.dir().join("join-token");
         fs::write(&file, token.trim()).context("writing the join token")?;
-        let peers: Vec<String> = self.nodes.iter().map(|node| format!("{}:{PEER_PORT}", node.address())).collect();
-        let index = self.add(&["--join", &peers.join(","), "--join-token-file", &file.display().to_string()])?;
+        let peers: Vec<String> = self
+            .nodes
+            .iter()
+            .map(|node| format!("{}:{PEER_PORT}", node.address()))
+            .collect();
+        let index = self.add(&[
+            "--join",
+            &peers.join(","),
+            "--join-token-file",
+            &file.display().to_string(),
+        ])?;
         self.nodes[index].start()?;
         Ok(index)
     }
 
     fn add(&mut self, flags: &[&str]) -> Result<usize> {
         let index = self.nodes.len();
-        let last = u8::try_from(index).ok().and_then(|index| index.checked_add(11)).context("too many nodes")?;
+        let last = u8::try_from(index)
+            .ok()
+            .and_then(|index| index.checked_add(11))
+            .context("too many nodes")?;
         let name = format!("n{}", index + 1);
         let host = self.lab.host(&name, Some(Ipv4Addr::new(10, 77, 0, last)))?;
         let data_dir = self.lab.dir().join(&name);
-        let mut all = vec!["--node-name".to_owned(), name.clone(), "--advertise".to_owned(), format!("10.77.0.{last}")];
+        let mut all = vec![
+            "--node-name".to_owned(),
+            name.clone(),
+            "--advertise".to_owned(),
+            format!("10.77.0.{last}"),
+        ];
         all.extend(flags.iter().map(|flag| (*flag).to_owned()));
         self.nodes.push(Node {
             host,
@@ -169,12 +189,20 @@ impl Cluster {
 
     /// Calls the command line on the first running node that is to be had.
     pub fn cli(&self, arguments: &[&str]) -> Result<Answer> {
-        self.running().next().context("no node runs")?.cli(arguments)
+        self.running()
+            .next()
+            .context("no node runs")?
+            .cli(arguments)
     }
 
     /// Creates or changes objects from YAML documents with `kind:`.
     pub fn apply(&self, documents: &str) -> Result<()> {
-        self.running().next().context("no node runs")?.cli_with(&["apply", "-f", "-"], documents)?.ok().map(drop)
+        self.running()
+            .next()
+            .context("no node runs")?
+            .cli_with(&["apply", "-f", "-"], documents)?
+            .ok()
+            .map(drop)
     }
 
     /// Who leads, by what running nodes say; an error while none of them knows a running leader.
@@ -193,7 +221,10 @@ impl Cluster {
         let name = status.leader_name().context("nobody leads")?;
         let index = self.nodes.iter().position(|node| node.name() == name);
         let index = index.with_context(|| format!("the leader {name} is not ours"))?;
-        ensure!(self.nodes[index].is_running(), "{name} is said to lead but does not run");
+        ensure!(
+            self.nodes[index].is_running(),
+            "{name} is said to lead but does not run"
+        );
         Ok(index)
     }
 
@@ -208,7 +239,9 @@ impl Cluster {
         if self.leader().ok() != Some(to) {
             self.cli(&["cluster", "transfer", name])?.ok()?;
         }
-        wait_until(&format!("{name} to lead"), PATIENCE, || Ok((self.leader()? == to).then_some(())))
+        wait_until(&format!("{name} to lead"), PATIENCE, || {
+            Ok((self.leader()? == to).then_some(()))
+        })
     }
 
     /// Waits until every running node serves, all of them are live voters in the eyes of each, and
@@ -223,13 +256,17 @@ impl Cluster {
                 for expected in &running {
                     let name = expected.name();
                     let member = status.nodes.iter().find(|member| member.name == name);
-                    let member = member.with_context(|| format!("{} does not know {name}", node.name()))?;
+                    let member =
+                        member.with_context(|| format!("{} does not know {name}", node.name()))?;
                     ensure!(member.live, "{} holds {name} for dead", node.name());
                     ensure!(member.role != "learner", "{name} is a learner");
                 }
                 revisions.push((node.name(), status.revision));
             }
-            ensure!(revisions.windows(2).all(|pair| pair[0].1 == pair[1].1), "revisions differ: {revisions:?}");
+            ensure!(
+                revisions.windows(2).all(|pair| pair[0].1 == pair[1].1),
+                "revisions differ: {revisions:?}"
+            );
             Ok(Some(()))
         })
         .with_context(|| self.logs())
@@ -237,7 +274,11 @@ impl Cluster {
 
     /// The end of every node's log, for an error's sake.
     pub fn logs(&self) -> String {
-        self.nodes.iter().map(|node| format!("--- {}\n{}", node.name(), node.log_tail(25))).collect::<Vec<_>>().join("\n")
+        self.nodes
+            .iter()
+            .map(|node| format!("--- {}\n{}", node.name(), node.log_tail(25)))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 
@@ -276,8 +317,13 @@ impl Node {
     /// As [`Node::start`], with further flags.
     pub fn start_with(&self, flags: &[&str]) -> Result<()> {
         ensure!(!self.is_running(), "{} runs already", self.name());
-        fs::create_dir_all(&self.data_dir).with_context(|| format!("making {}", self.data_dir.display()))?;
-        let log = OpenOptions::new().create(true).append(true).open(&self.log).context("opening the node's log")?;
+        fs::create_dir_all(&self.data_dir)
+            .with_context(|| format!("making {}", self.data_dir.display()))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .context("opening the node's log")?;
         let child = clean(&mut self.host.command(&self.binary))
             .arg("serve")
             .arg("--data-dir")
@@ -294,7 +340,9 @@ impl Node {
 
     /// Whether its process runs.
     pub fn is_running(&self) -> bool {
-        self.process().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        self.process()
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// Its process, while it runs.
@@ -304,10 +352,17 @@ impl Node {
 
     /// Sends SIGKILL and returns once the process is no more; when the signal went out.
     pub fn kill(&self) -> Result<Instant> {
-        let mut child = self.process().take().with_context(|| format!("{} does not run", self.name()))?;
+        let mut child = self
+            .process()
+            .take()
+            .with_context(|| format!("{} does not run", self.name()))?;
         let at = Instant::now();
-        child.kill().with_context(|| format!("killing {}", self.name()))?;
-        child.wait().with_context(|| format!("waiting for {}", self.name()))?;
+        child
+            .kill()
+            .with_context(|| format!("killing {}", self.name()))?;
+        child
+            .wait()
+            .with_context(|| format!("waiting for {}", self.name()))?;
         Ok(at)
     }
 
@@ -315,7 +370,11 @@ impl Node {
     pub fn stop(&self, timeout: Duration) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         let status = wait_until(&format!("{} to stop", self.name()), timeout, || {
-            self.process().as_mut().context("it does not run")?.try_wait().context("asking after it")
+            self.process()
+                .as_mut()
+                .context("it does not run")?
+                .try_wait()
+                .context("asking after it")
         })?;
         *self.process() = None;
         Ok(status)
@@ -323,7 +382,9 @@ impl Node {
 
     /// Sends a signal: SIGSTOP for a node that hangs, SIGCONT for one that comes to.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self.pid().with_context(|| format!("{} does not run", self.name()))?;
+        let pid = self
+            .pid()
+            .with_context(|| format!("{} does not run", self.name()))?;
         let pid = Pid::from_raw(i32::try_from(pid).context("a process id")?);
         kill(pid, signal).with_context(|| format!("sending {signal} to {}", self.name()))
     }
@@ -350,7 +411,9 @@ impl Node {
             // A call that does not read its stdin may end before all is written.
             let _ = pipe.write_all(stdin.as_bytes());
         }
-        let output = child.wait_with_output().with_context(|| format!("waiting for {call}"))?;
+        let output = child
+            .wait_with_output()
+            .with_context(|| format!("waiting for {call}"))?;
         Ok(Answer {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -378,11 +441,15 @@ impl Node {
 
     /// Waits until this node has applied `revision`.
     pub fn wait_applied(&self, revision: u64, timeout: Duration) -> Result<()> {
-        wait_until(&format!("{} to apply revision {revision}", self.name()), timeout, || {
-            let applied = self.status()?.revision;
-            ensure!(applied >= revision, "it has applied {applied}");
-            Ok(Some(()))
-        })
+        wait_until(
+            &format!("{} to apply revision {revision}", self.name()),
+            timeout,
+            || {
+                let applied = self.status()?.revision;
+                ensure!(applied >= revision, "it has applied {applied}");
+                Ok(Some(()))
+            },
+        )
     }
 
     /// All that it has logged since it was made.
@@ -421,22 +488,31 @@ impl Answer {
     /// What a call that went well printed, parsed.
     pub fn json<T: for<'a> Deserialize<'a>>(self) -> Result<T> {
         let answer = self.ok()?;
-        serde_json::from_str(&answer.stdout).with_context(|| format!("{}: reading {}", answer.call, answer.stdout))
+        serde_json::from_str(&answer.stdout)
+            .with_context(|| format!("{}: reading {}", answer.call, answer.stdout))
     }
 }
 
 impl Status {
     /// The leader's name.
     pub fn leader_name(&self) -> Option<&str> {
-        let is_leader = |member: &&Member| !self.leader.is_null() && (member.id == self.leader || self.leader == *member.name);
-        self.nodes.iter().find(is_leader).map(|member| member.name.as_str())
+        let is_leader = |member: &&Member| {
+            !self.leader.is_null() && (member.id == self.leader || self.leader == *member.name)
+        };
+        self.nodes
+            .iter()
+            .find(is_leader)
+            .map(|member| member.name.as_str())
     }
 }
 
 /// The environment of whoever runs the tests must not configure the nodes.
 fn clean(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("MUSTER_")) {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("MUSTER_"))
+        {
             command.env_remove(name);
         }
     }
@@ -449,7 +525,14 @@ pub fn binary() -> Result<PathBuf> {
         return Ok(PathBuf::from(path));
     }
     let program = std::env::current_exe().context("finding this program")?;
-    let beside = program.ancestors().skip(1).take(2).map(|dir| dir.join("muster"));
+    let beside = program
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("muster"));
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bin/muster");
-    beside.chain([built]).find(|path| path.is_file()).context("no muster binary: run `make build`, or set MUSTER_BIN")
+    beside
+        .chain([built])
+        .find(|path| path.is_file())
+        .context("no muster binary: run `make build`, or set MUSTER_BIN")
 }

@@ -17,7 +17,13 @@ pub struct Fault {
 /// Loses every frame from and to `host`; its link stays up, as with a dead switch further away.
 pub fn cut(host: &Host) -> Result<Fault> {
     let port = host.name();
-    Fault::new(host.lab(), &[format!("iifname {port} drop"), format!("oifname {port} drop")])
+    Fault::new(
+        host.lab(),
+        &[
+            format!("iifname {port} drop"),
+            format!("oifname {port} drop"),
+        ],
+    )
 }
 
 /// Loses every frame between two hosts; both still reach everything else.
@@ -25,7 +31,10 @@ pub fn cut_between(a: &Host, b: &Host) -> Result<Fault> {
     let (one, other) = (a.name(), b.name());
     Fault::new(
         a.lab(),
-        &[format!("iifname {one} oifname {other} drop"), format!("iifname {other} oifname {one} drop")],
+        &[
+            format!("iifname {one} oifname {other} drop"),
+            format!("iifname {other} oifname {one} drop"),
+        ],
     )
 }
 
@@ -46,7 +55,10 @@ pub fn silence_udp(host: &Host, udp_port: u16) -> Result<Fault> {
     let port = host.name();
     Fault::new(
         host.lab(),
-        &[format!("oifname {port} udp dport {udp_port} drop"), format!("iifname {port} udp sport {udp_port} drop")],
+        &[
+            format!("oifname {port} udp dport {udp_port} drop"),
+            format!("iifname {port} udp sport {udp_port} drop"),
+        ],
     )
 }
 
@@ -55,7 +67,10 @@ pub fn silence_tcp(host: &Host, tcp_port: u16) -> Result<Fault> {
     let port = host.name();
     Fault::new(
         host.lab(),
-        &[format!("oifname {port} tcp dport {tcp_port} drop"), format!("iifname {port} tcp sport {tcp_port} drop")],
+        &[
+            format!("oifname {port} tcp dport {tcp_port} drop"),
+            format!("iifname {port} tcp sport {tcp_port} drop"),
+        ],
     )
 }
 
@@ -67,7 +82,10 @@ impl Fault {
             "table bridge {table} {{ chain forward {{ type filter hook forward priority 0;\n{}\n}}\n}}\n",
             rules.join("\n")
         ))?;
-        Ok(Self { lab: lab.clone(), table })
+        Ok(Self {
+            lab: lab.clone(),
+            table,
+        })
     }
 
     /// Ends the fault.
@@ -76,6 +94,8 @@ impl Fault {
 
 impl Drop for Fault {
     fn drop(&mut self) {
-        let _ = self.lab.nft(&format!("delete table bridge {}\n", self.table));
+        let _ = self
+            .lab
+            .nft(&format!("delete table bridge {}\n", self.table));
     }
 }

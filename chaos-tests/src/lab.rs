@@ -51,18 +51,32 @@ impl Lab {
     /// Makes a switch with nothing plugged in. Needs root.
     pub fn new() -> Result<Self> {
         static LABS: AtomicU32 = AtomicU32::new(0);
-        ensure!(geteuid().is_root(), "a lab is made of network namespaces: run this as root");
+        ensure!(
+            geteuid().is_root(),
+            "a lab is made of network namespaces: run this as root"
+        );
         sweep(|pid| !Path::new("/proc").join(pid.to_string()).exists());
 
-        let prefix = format!("muster-{}-{}-", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let prefix = format!(
+            "muster-{}-{}-",
+            std::process::id(),
+            LABS.fetch_add(1, Ordering::Relaxed)
+        );
         let dir = std::env::temp_dir().join(prefix.trim_end_matches('-'));
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let lab = Self(Arc::new(Inner { prefix, dir, serial: AtomicU32::new(0) }));
+        let lab = Self(Arc::new(Inner {
+            prefix,
+            dir,
+            serial: AtomicU32::new(0),
+        }));
 
         let switch = lab.switch();
         run(Command::new("ip").args(["netns", "add", &switch]))?;
         lab.ip(&switch, "link set lo up")?;
-        lab.ip(&switch, "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
+        lab.ip(
+            &switch,
+            "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+        )?;
         lab.ip(&switch, &format!("address add {ROUTER}/24 dev br0"))?;
         lab.ip(&switch, "link set br0 up")?;
         Ok(lab)
@@ -78,15 +92,26 @@ impl Lab {
         let namespace = format!("{}{name}", self.0.prefix);
         let switch = self.switch();
         run(Command::new("ip").args(["netns", "add", &namespace]))?;
-        self.ip(&switch, &format!("link add {name} type veth peer name eth0 netns {namespace}"))?;
+        self.ip(
+            &switch,
+            &format!("link add {name} type veth peer name eth0 netns {namespace}"),
+        )?;
         self.ip(&switch, &format!("link set {name} master br0 up"))?;
         self.ip(&namespace, "link set lo up")?;
         self.ip(&namespace, "link set eth0 up")?;
         if let Some(address) = address {
-            self.ip(&namespace, &format!("address add {address}/24 broadcast + dev eth0"))?;
+            self.ip(
+                &namespace,
+                &format!("address add {address}/24 broadcast + dev eth0"),
+            )?;
             self.ip(&namespace, &format!("route add default via {ROUTER}"))?;
         }
-        Ok(Host { lab: self.clone(), name: name.to_owned(), namespace, address })
+        Ok(Host {
+            lab: self.clone(),
+            name: name.to_owned(),
+            namespace,
+            address,
+        })
     }
 
     /// A host without an address, for a DHCP client with this MAC.
@@ -107,7 +132,10 @@ impl Lab {
 
     /// Unplugs a host or tap without a word, or plugs it in again.
     pub fn plug(&self, name: &str, plugged: bool) -> Result<()> {
-        self.ip(&self.switch(), &format!("link set {name} {}", if plugged { "up" } else { "down" }))
+        self.ip(
+            &self.switch(),
+            &format!("link set {name} {}", if plugged { "up" } else { "down" }),
+        )
     }
 
     pub(crate) fn remove_tap(&self, name: &str) -> Result<()> {
@@ -129,10 +157,16 @@ impl Lab {
             .spawn()
             .context("starting nft")?;
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(rules.as_bytes()).context("writing to nft")?;
+            stdin
+                .write_all(rules.as_bytes())
+                .context("writing to nft")?;
         }
         let output = child.wait_with_output().context("waiting for nft")?;
-        ensure!(output.status.success(), "nft: {}\n{rules}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "nft: {}\n{rules}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(())
     }
 
@@ -146,7 +180,10 @@ impl Lab {
     }
 
     fn ip(&self, namespace: &str, arguments: &str) -> Result<()> {
-        run(Command::new("ip").args(["-netns", namespace]).args(arguments.split(' '))).map(drop)
+        run(Command::new("ip")
+            .args(["-netns", namespace])
+            .args(arguments.split(' ')))
+        .map(drop)
     }
 }
 
@@ -185,7 +222,9 @@ impl Host {
                 setns(&namespace, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
                 f()
             });
-            thread.join().map_err(|_| anyhow!("the thread on {} panicked", self.name))?
+            thread
+                .join()
+                .map_err(|_| anyhow!("the thread on {} panicked", self.name))?
         })
     }
 }
@@ -203,7 +242,11 @@ impl Drop for Inner {
 pub fn sweep(gone: impl Fn(u32) -> bool) {
     let stale = |name: &str| owner(name).is_some_and(&gone);
     remove_namespaces(stale);
-    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         if entry.file_name().to_str().is_some_and(stale) {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -220,7 +263,9 @@ fn owner(name: &str) -> Option<u32> {
 
 fn remove_namespaces(chosen: impl Fn(&str) -> bool) {
     for entry in fs::read_dir(NAMESPACES).into_iter().flatten().flatten() {
-        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
         if !chosen(&name) {
             continue;
         }
@@ -237,21 +282,34 @@ fn remove_namespaces(chosen: impl Fn(&str) -> bool) {
 
 fn enter(namespace: &str, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", namespace]).arg(program).stdin(Stdio::null());
+    command
+        .args(["netns", "exec", namespace])
+        .arg(program)
+        .stdin(Stdio::null());
     command
 }
 
 /// Runs a command to its end; an error says what it wrote to stderr.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("starting {command:?}"))?;
     if !output.status.success() {
-        bail!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{command:?}: {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Asks `probe` until it yields something; the error names what was waited for and the last refusal.
-pub fn wait_until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_until<T>(
+    what: &str,
+    timeout: Duration,
+    mut probe: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         let last = match probe() {

@@ -71,9 +71,15 @@ impl Machine {
     pub fn start(lab: &Lab, firmware: Firmware, mac: &str, arguments: &[&str]) -> Result<Self> {
         let tap = lab.tap()?;
         let mut qemu = lab.on_switch("qemu-system-x86_64");
-        qemu.args(["-accel", "tcg", "-m", "512", "-display", "none", "-serial", "stdio", "-monitor", "none"])
-            .args(["-no-reboot", "-nodefaults"])
-            .args(["-netdev", &format!("tap,id=net,ifname={tap},script=no,downscript=no")]);
+        qemu.args([
+            "-accel", "tcg", "-m", "512", "-display", "none", "-serial", "stdio", "-monitor",
+            "none",
+        ])
+        .args(["-no-reboot", "-nodefaults"])
+        .args([
+            "-netdev",
+            &format!("tap,id=net,ifname={tap},script=no,downscript=no"),
+        ]);
         match firmware {
             // graphics=off makes SeaBIOS, and so the ROM's iPXE, write to the serial port.
             Firmware::Bios => qemu.args(["-machine", "pc,graphics=off"]).args([
@@ -83,22 +89,37 @@ impl Machine {
             // Without a ROM on the card it is OVMF's own network stack that boots.
             Firmware::Uefi | Firmware::UefiHttp => {
                 let variables = lab.dir().join(format!("{tap}-vars.fd"));
-                fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables).context("copying OVMF's variables")?;
+                fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables)
+                    .context("copying OVMF's variables")?;
                 qemu.args(["-machine", "q35"])
-                    .args(["-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd"])
-                    .args(["-drive", &format!("if=pflash,format=raw,file={}", variables.display())])
-                    .args(["-device", &format!("virtio-net-pci,netdev=net,mac={mac},bootindex=1,romfile=")])
+                    .args([
+                        "-drive",
+                        "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+                    ])
+                    .args([
+                        "-drive",
+                        &format!("if=pflash,format=raw,file={}", variables.display()),
+                    ])
+                    .args([
+                        "-device",
+                        &format!("virtio-net-pci,netdev=net,mac={mac},bootindex=1,romfile="),
+                    ])
             }
         };
         if firmware == Firmware::UefiHttp {
             for version in ["IPv4", "IPv6"] {
-                qemu.args(["-fw_cfg", &format!("name=opt/org.tianocore/{version}PXESupport,string=n")]);
+                qemu.args([
+                    "-fw_cfg",
+                    &format!("name=opt/org.tianocore/{version}PXESupport,string=n"),
+                ]);
             }
         }
         let mut child = qemu
             .args(arguments)
             .stdout(Stdio::piped())
-            .stderr(Stdio::from(fs::File::create(lab.dir().join(format!("{tap}-qemu.log")))?))
+            .stderr(Stdio::from(fs::File::create(
+                lab.dir().join(format!("{tap}-qemu.log")),
+            )?))
             .spawn()
             .context("starting QEMU")?;
         let powered_on = Instant::now();
@@ -109,7 +130,13 @@ impl Machine {
             let console = Arc::clone(&console);
             move || record(serial, log, &console, powered_on)
         });
-        Ok(Self { lab: lab.clone(), tap, child, powered_on, console })
+        Ok(Self {
+            lab: lab.clone(),
+            tap,
+            child,
+            powered_on,
+            console,
+        })
     }
 
     /// Time since power-on.
@@ -131,14 +158,23 @@ impl Machine {
     pub fn lines_with(&self, needles: &[&str]) -> Vec<String> {
         let console = self.console();
         let chosen = |line: &&str| needles.iter().any(|needle| line.contains(needle));
-        console.text.lines().filter(chosen).map(|line| line.trim_end().to_owned()).collect()
+        console
+            .text
+            .lines()
+            .filter(chosen)
+            .map(|line| line.trim_end().to_owned())
+            .collect()
     }
 
     /// When, since power-on, `text` had been written; None if it has not.
     pub fn seen(&self, text: &str) -> Option<Duration> {
         let console = self.console();
         let end = console.text.find(text)? + text.len();
-        console.marks.iter().find(|(length, _)| *length >= end).map(|(_, at)| *at)
+        console
+            .marks
+            .iter()
+            .find(|(length, _)| *length >= end)
+            .map(|(_, at)| *at)
     }
 
     /// Waits for `text` on the serial port and returns when it came, since power-on.
@@ -154,16 +190,27 @@ impl Machine {
         match waited {
             Ok(Ok(at)) => Ok(at),
             // What it wrote last may still be on its way through the pipe.
-            Ok(Err(status)) => wait_until("the last of the serial port", Duration::from_millis(500), || Ok(self.seen(text)))
-                .with_context(|| format!("the machine ended ({status}) without {text:?}; its serial port:\n{}", self.tail())),
+            Ok(Err(status)) => wait_until(
+                "the last of the serial port",
+                Duration::from_millis(500),
+                || Ok(self.seen(text)),
+            )
+            .with_context(|| {
+                format!(
+                    "the machine ended ({status}) without {text:?}; its serial port:\n{}",
+                    self.tail()
+                )
+            }),
             Err(error) => Err(error.context(format!("serial port:\n{}", self.tail()))),
         }
     }
 
     /// Waits until the machine has switched itself off.
     pub fn wait_off(&mut self, timeout: Duration) -> Result<ExitStatus> {
-        wait_until("the machine to switch off", timeout, || self.child.try_wait().context("asking after QEMU"))
-            .with_context(|| format!("serial port:\n{}", self.tail()))
+        wait_until("the machine to switch off", timeout, || {
+            self.child.try_wait().context("asking after QEMU")
+        })
+        .with_context(|| format!("serial port:\n{}", self.tail()))
     }
 
     /// Whether it has not switched itself off.
@@ -173,7 +220,11 @@ impl Machine {
 
     fn tail(&self) -> String {
         let console = self.console();
-        let lines: Vec<&str> = console.text.lines().filter(|line| !line.trim().is_empty()).collect();
+        let lines: Vec<&str> = console
+            .text
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
@@ -273,6 +324,9 @@ mod tests {
         console.take(b"\x1b[2J\x1b[01;01HBdsDxe: \x1b[0", Duration::from_secs(1));
         console.take(b";37mloading\r\n", Duration::from_secs(2));
         assert_eq!(console.text, "\nBdsDxe: loading\n");
-        assert_eq!(console.marks.last(), Some(&(console.text.len(), Duration::from_secs(2))));
+        assert_eq!(
+            console.marks.last(),
+            Some(&(console.text.len(), Duration::from_secs(2)))
+        );
     }
 }

@@ -1,0 +1,48 @@
+# Works from a fresh clone on Debian 12 with git, make, root and a Rust toolchain; what else is
+# needed is installed by apt-get, which is announced first. The binary is left at target/bin/muster.
+
+SHELL := /bin/bash
+# Cargo's own directory may be elsewhere (CI keeps it outside the clone).
+cargo_target := $(or $(CARGO_TARGET_DIR),target)
+# `make test LOCKED=--locked` refuses a Cargo.lock that is out of date.
+LOCKED ?=
+
+export MUSTER_BIN := $(CURDIR)/target/bin/muster
+
+.PHONY: build demo test bench lint fmt clean setup setup-build payload
+
+build: setup-build
+	cargo build $(LOCKED) --package muster-node --bin muster
+	install -D -m 755 $(cargo_target)/debug/muster target/bin/muster
+
+# Three nodes provision a machine, lose their leader, and provision again.
+demo: setup payload build
+	cargo build $(LOCKED) --package muster-chaos --bin muster-demo
+	$(cargo_target)/debug/muster-demo
+
+test: setup payload build
+	cargo test $(LOCKED) --workspace
+
+# One profile for everything: RocksDB is compiled once.
+bench: setup payload build
+	cargo bench $(LOCKED) --profile dev --workspace --benches
+
+lint: setup-build
+	cargo fmt --all --check
+	cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
+
+fmt:
+	cargo fmt --all
+
+clean:
+	cargo clean
+	rm -rf target/bin
+
+setup-build:
+	@deploy/setup.sh build
+
+setup:
+	@deploy/setup.sh
+
+payload: setup
+	@deploy/payload.sh
