@@ -1,0 +1,352 @@
+//! Frozen samples of the stored form, one entry for each command.
+//!
+//! `UPDATE=1 cargo test -p muster-storage --test golden` rewrites them while the schema is open; the
+//! review reads the difference.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::Path;
+
+use muster_storage::command::{Bind, Client, Founding, PutMode};
+use muster_storage::model::{
+    Artifact, Bootenv, JoinToken, Machine, Member, Object, ObjectKind, Octets, Param, Profile,
+    RenderedFile, Reservation, Settings, Sha256, Subnet, Template, Token,
+};
+use muster_storage::{
+    Actor, Command, Entry, Mac, NodeId, Proposal, RequestId, Revision, State, Timestamp, schema,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+const MAC: Mac = Mac([0x52, 0x54, 0, 0, 0, 0x50]);
+
+fn member(name: &str, last: u8) -> Member {
+    Member {
+        id: NodeId(1),
+        name: name.into(),
+        address: [10, 77, 0, last].into(),
+        peer_port: 8093,
+        api_port: 8092,
+        boot_port: 8091,
+        version: "0.1.0".into(),
+        max_schema: 1,
+        key_hash: Sha256([last; 32]),
+        identifiers: vec![[10, 77, 0, last].into()],
+    }
+}
+
+fn client() -> Client {
+    Client {
+        mac: Some(MAC),
+        client_id: Some(Octets(vec![1, 0x52, 0x54, 0, 0, 0, 0x50])),
+        boots: true,
+        link: vec![[10, 77, 0, 11].into()],
+        requested: None,
+        lease_secs: Some(600),
+        hostname: Some("m1".into()),
+        relay: Some(Octets(vec![1, 2, 0xaa, 0xbb])),
+    }
+}
+
+fn put(object: Object) -> Command {
+    Command::Put {
+        object,
+        mode: PutMode::Apply,
+    }
+}
+
+fn objects() -> Vec<Object> {
+    vec![
+        Object::Settings(Settings::default()),
+        Object::Param(Param {
+            name: "color".into(),
+            schema: Some(json!({"type": "string"})),
+            default: Some(json!("green")),
+            secure: false,
+        }),
+        Object::Profile(Profile {
+            name: "default".into(),
+            params: BTreeMap::from([("color".into(), json!("red"))]),
+        }),
+        Object::Template(Template {
+            name: "hello.cfg".into(),
+            contents: "hello {{ machine.name }}\n".into(),
+        }),
+        Object::Artifact(Artifact {
+            path: "lab/vmlinuz".into(),
+            sha256: Sha256([7; 32]),
+            size: 12_345,
+        }),
+        Object::Bootenv(Bootenv {
+            name: "lab".into(),
+            kernel: Some("lab/vmlinuz".into()),
+            initrds: vec![],
+            kernel_args: "console=ttyS0".into(),
+            files: vec![RenderedFile {
+                path: "hello.cfg".into(),
+                template: "hello.cfg".into(),
+            }],
+        }),
+        Object::Machine(Machine {
+            uuid: Uuid::from_u128(0x11),
+            name: "m1".into(),
+            macs: vec![MAC],
+            bootenv: "lab".into(),
+            profiles: vec!["default".into()],
+            params: BTreeMap::from([("rack".into(), json!({"row": 3, "unit": [1, 2]}))]),
+        }),
+        Object::Subnet(Subnet {
+            name: "lab".into(),
+            cidr: "10.77.0.0/24".parse().expect("a literal"),
+            pools: vec!["10.77.0.100-10.77.0.199".parse().expect("a literal")],
+            routers: vec![[10, 77, 0, 1].into()],
+            dns_servers: vec![],
+            domain_name: Some("lab.example".into()),
+            lease_secs: Some(3600),
+            options: BTreeMap::from([("42".into(), "10.77.0.1".into())]),
+            next_server: None,
+            mode: Default::default(),
+            matching: Default::default(),
+        }),
+        Object::Reservation(Reservation {
+            address: [10, 77, 0, 50].into(),
+            mac: Some(MAC),
+            client_id: None,
+            machine: None,
+        }),
+    ]
+}
+
+/// Name and command of each sample, in an order in which each is accepted.
+fn samples() -> Vec<(&'static str, Command)> {
+    let address = [10, 77, 0, 50].into();
+    vec![
+        (
+            "found",
+            Command::Found(Box::new(Founding {
+                cluster_id: Uuid::from_u128(0xc1),
+                ca_pem: "CA".into(),
+                ca_key_sealed: Octets(vec![1, 2, 3]),
+                admin_password_hash: "$argon2id$sample".into(),
+                member: member("n1", 11),
+            })),
+        ),
+        ("many", Command::Many(objects().into_iter().map(put).collect())),
+        (
+            "put",
+            put(Object::Template(Template {
+                name: "other".into(),
+                contents: String::new(),
+            })),
+        ),
+        (
+            "delete",
+            Command::Delete {
+                kind: ObjectKind::Template,
+                key: "other".into(),
+            },
+        ),
+        (
+            "bind",
+            Command::Bind(Box::new(Bind {
+                client: client(),
+                address,
+                node: NodeId(1),
+            })),
+        ),
+        (
+            "release",
+            Command::Release {
+                client: Box::new(client()),
+                address,
+            },
+        ),
+        (
+            "reclaim",
+            Command::Reclaim {
+                applied_by_all: Revision(u64::MAX),
+            },
+        ),
+        (
+            "bind",
+            Command::Bind(Box::new(Bind {
+                client: client(),
+                address,
+                node: NodeId(1),
+            })),
+        ),
+        (
+            "decline",
+            Command::Decline {
+                client: Box::new(client()),
+                address,
+            },
+        ),
+        ("end_lease", Command::EndLease { address }),
+        (
+            "add_join_token",
+            Command::AddJoinToken(JoinToken {
+                hash: Sha256([9; 32]),
+                expires_at: Timestamp(2_000_000_000_000),
+            }),
+        ),
+        (
+            "add_member",
+            Command::AddMember {
+                member: Box::new(member("n2", 12)),
+                token: Some(Sha256([9; 32])),
+            },
+        ),
+        (
+            "update_member",
+            Command::UpdateMember(Box::new(member("n1", 13))),
+        ),
+        ("remove_member", Command::RemoveMember { node: NodeId(1) }),
+        ("revoke_join_tokens", Command::RevokeJoinTokens),
+        (
+            "add_token",
+            Command::AddToken(Token {
+                hash: Sha256([8; 32]),
+                user: "admin".into(),
+                expires_at: Timestamp(2_000_000_000_000),
+            }),
+        ),
+        (
+            "revoke_tokens",
+            Command::RevokeTokens {
+                user: "admin".into(),
+            },
+        ),
+        (
+            "report",
+            Command::Report {
+                machine: Uuid::from_u128(0x11),
+                body: "up".into(),
+            },
+        ),
+        ("expire", Command::Expire),
+    ]
+}
+
+/// Fails to compile when a command is added, as a reminder to add its sample.
+fn name_of(command: &Command) -> &'static str {
+    match command {
+        Command::Found(_) => "found",
+        Command::Put { .. } => "put",
+        Command::Delete { .. } => "delete",
+        Command::Many(_) => "many",
+        Command::Bind(_) => "bind",
+        Command::Release { .. } => "release",
+        Command::Decline { .. } => "decline",
+        Command::Expire => "expire",
+        Command::Reclaim { .. } => "reclaim",
+        Command::EndLease { .. } => "end_lease",
+        Command::AddMember { .. } => "add_member",
+        Command::UpdateMember(_) => "update_member",
+        Command::RemoveMember { .. } => "remove_member",
+        Command::AddJoinToken(_) => "add_join_token",
+        Command::RevokeJoinTokens => "revoke_join_tokens",
+        Command::AddToken(_) => "add_token",
+        Command::RevokeTokens { .. } => "revoke_tokens",
+        Command::Report { .. } => "report",
+    }
+}
+
+const COMMANDS: usize = 18;
+
+fn entries() -> Vec<(&'static str, Entry)> {
+    samples()
+        .into_iter()
+        .zip(1u64..)
+        .map(|((name, command), number)| {
+            assert_eq!(name, name_of(&command));
+            let proposal = Proposal {
+                request: RequestId(Uuid::from_u128(u128::from(number))),
+                actor: Actor("admin".into()),
+                if_match: None,
+                command,
+            };
+            let entry = Entry {
+                at: Timestamp(1_800_000_000_000 + number * 1000),
+                proposals: vec![proposal],
+            };
+            (name, entry)
+        })
+        .collect()
+}
+
+fn frozen(file: &str, now: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(file);
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, now).expect("write the sample");
+    }
+    std::fs::read_to_string(&path).expect("read the sample")
+}
+
+#[test]
+fn every_command_has_a_frozen_entry() {
+    let mut now = String::new();
+    for (name, entry) in entries() {
+        let bytes = schema::encode_entry(&entry).expect("encode");
+        writeln!(now, "{name} {}", hex::encode(bytes)).expect("write to a string");
+    }
+    let names: BTreeSet<&str> = samples().iter().map(|(name, _)| *name).collect();
+    assert_eq!(names.len(), COMMANDS, "a command has no sample");
+
+    let frozen = frozen("schema-1-entries.txt", &now);
+    assert_eq!(frozen, now, "the stored form of entries changed");
+    for (line, (_, entry)) in frozen.lines().zip(entries()) {
+        let bytes = hex::decode(line.split(' ').nth(1).expect("two words")).expect("hex");
+        assert_eq!(schema::decode_entry(&bytes).expect("decode"), entry);
+    }
+}
+
+#[test]
+fn the_samples_apply_to_frozen_rows() {
+    let mut state = State::default();
+    let mut disk: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+    for ((name, entry), index) in entries().into_iter().zip(1u64..) {
+        for (outcome, _) in state.apply(Revision::new(index, 0), &entry) {
+            outcome
+                .result
+                .unwrap_or_else(|why| panic!("{name} was refused: {why}"));
+        }
+        for write in state.take_rows().expect("rows") {
+            match write.value {
+                Some(value) => disk.insert(write.key, value),
+                None => disk.remove(&write.key),
+            };
+        }
+    }
+    let mut now = String::new();
+    for (key, value) in &disk {
+        writeln!(now, "{} {}", hex::encode(key), hex::encode(value)).expect("write to a string");
+    }
+    writeln!(now, "digest {}", state.digest()).expect("write to a string");
+    assert_eq!(frozen("schema-1-rows.txt", &now), now, "the stored rows changed");
+
+    let whole: BTreeMap<_, _> = state
+        .rows()
+        .expect("rows")
+        .into_iter()
+        .filter_map(|write| Some((write.key, write.value?)))
+        .collect();
+    assert_eq!(whole, disk, "what is on disk is what is in memory");
+    let loaded = State::load(disk).expect("load");
+    assert_eq!(loaded.digest(), state.digest());
+    assert_eq!(loaded.rows().expect("rows"), state.rows().expect("rows"));
+}
+
+#[test]
+fn newer_and_damaged_bytes_are_refused() {
+    let (_, entry) = entries().remove(0);
+    let good = schema::encode_entry(&entry).expect("encode");
+    let newer = [&[0, 99], &good[2..]].concat();
+    let error = schema::decode_entry(&newer).expect_err("newer");
+    assert!(error.to_string().contains("start a newer muster"), "{error}");
+    for cut in [0, 1, 2, 3, good.len() / 2, good.len() - 1] {
+        schema::decode_entry(&good[..cut]).expect_err("cut short");
+    }
+}
