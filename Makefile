@@ -8,6 +8,8 @@ cargo_target := $(or $(CARGO_TARGET_DIR),target)
 LOCKED ?=
 
 export MUSTER_BIN := $(CURDIR)/target/bin/muster
+# An error says what was done and why it failed; the stack under it says nothing more.
+export RUST_LIB_BACKTRACE ?= 0
 
 .PHONY: build demo test bench lint fmt clean setup setup-build payload
 

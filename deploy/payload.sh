@@ -91,12 +91,17 @@ udhcpc -i eth0 -s /etc/udhcpc -n -q -f -t 30 -T 2 || echo "MUSTER-FAILED no leas
 # Tries the node that this machine booted from, then each of the others, until one gives it.
 # wget -T crashes in this busybox: timeout(1) bounds it instead.
 base=${report%/report}
+bases=$base
+for url in $urls; do
+    url=${url%/}
+    [ "$url" = "$base" ] || bases="$bases $url"
+done
 anywhere() {
     round=0
     while [ $round -lt 20 ]; do
-        for url in $base $urls; do
-            if timeout 5 wget -q -O /tmp/answer "$@" "${url%/}/$path"; then from=$url; return 0; fi
-            echo "MUSTER-RETRY ${url%/}/$path"
+        for url in $bases; do
+            if timeout 5 wget -q -O /tmp/answer "$@" "$url/$path"; then from=$url/$path; return 0; fi
+            echo "MUSTER-RETRY $url/$path"
         done
         round=$((round + 1))
         sleep 1
@@ -110,9 +115,9 @@ if [ -n "$base" ]; then
     if anywhere; then
         text=$(cat /tmp/answer)
         echo "MUSTER-PAYLOAD $text"
-        echo "MUSTER-FETCHED ${from%/}/$path"
+        echo "MUSTER-FETCHED $from"
         path=report
-        anywhere --post-data "$text" && echo "MUSTER-REPORTED ${from%/}/$path"
+        anywhere --post-data "$text" && echo "MUSTER-REPORTED $from"
     fi
 else
     echo "MUSTER-FAILED no lab.report on the command line"

@@ -94,9 +94,9 @@ impl Lab {
         run(Command::new("ip").args(["netns", "add", &namespace]))?;
         self.ip(
             &switch,
-            &format!("link add {name} type veth peer name eth0 netns {namespace}"),
+            &format!("link add name {name} type veth peer name eth0 netns {namespace}"),
         )?;
-        self.ip(&switch, &format!("link set {name} master br0 up"))?;
+        self.ip(&switch, &format!("link set dev {name} master br0 up"))?;
         self.ip(&namespace, "link set lo up")?;
         self.ip(&namespace, "link set eth0 up")?;
         if let Some(address) = address {
@@ -125,8 +125,8 @@ impl Lab {
     pub(crate) fn tap(&self) -> Result<String> {
         let name = self.unique("t");
         let switch = self.switch();
-        self.ip(&switch, &format!("tuntap add {name} mode tap"))?;
-        self.ip(&switch, &format!("link set {name} master br0 up"))?;
+        self.ip(&switch, &format!("tuntap add dev {name} mode tap"))?;
+        self.ip(&switch, &format!("link set dev {name} master br0 up"))?;
         Ok(name)
     }
 
@@ -134,12 +134,25 @@ impl Lab {
     pub fn plug(&self, name: &str, plugged: bool) -> Result<()> {
         self.ip(
             &self.switch(),
-            &format!("link set {name} {}", if plugged { "up" } else { "down" }),
+            &format!(
+                "link set dev {name} {}",
+                if plugged { "up" } else { "down" }
+            ),
         )
     }
 
+    /// Bounds how fast frames reach what is plugged into a port, so that a transfer takes its time.
+    pub fn slow(&self, name: &str, megabits: u32) -> Result<()> {
+        let rate = format!("{megabits}mbit");
+        let shape = [
+            "qdisc", "replace", "dev", name, "root", "tbf", "rate", &rate, "burst", "64kb",
+            "latency", "100ms",
+        ];
+        run(self.on_switch("tc").args(shape)).map(drop)
+    }
+
     pub(crate) fn remove_tap(&self, name: &str) -> Result<()> {
-        self.ip(&self.switch(), &format!("link delete {name}"))
+        self.ip(&self.switch(), &format!("link delete dev {name}"))
     }
 
     /// A command that runs where the switch is.

@@ -139,6 +139,11 @@ impl Machine {
         })
     }
 
+    /// Bounds how fast it can download, so that there is a middle to break things in.
+    pub fn slow_link(&self, megabits: u32) -> Result<()> {
+        self.lab.slow(&self.tap, megabits)
+    }
+
     /// Time since power-on.
     pub fn age(&self) -> Duration {
         self.powered_on.elapsed()

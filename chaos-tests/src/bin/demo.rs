@@ -11,36 +11,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use muster_chaos::cluster::Cluster;
 use muster_chaos::machine::{Firmware, Machine, Payload};
-use muster_chaos::{invariant, lab};
+use muster_chaos::{content, invariant, lab};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::Value;
 
 /// An emulated machine beside three nodes on two cores takes half a minute; a busy host, longer.
 const BOOT: Duration = Duration::from_secs(300);
 
-const SUBNET: &str = "\
-kind: subnet
-name: lab
-cidr: 10.77.0.0/24
-pools: [10.77.0.100-10.77.0.199]
-routers: [10.77.0.1]
-lease_secs: 3600
-";
-
-const TEMPLATE: &str = r#"
-kind: template
-name: hello.cfg
-contents: "hello {{ machine.name }} from {{ node.name }} param {{ params.color }}\n"
-"#;
-
-const BOOTENV: &str = r#"
-kind: bootenv
-name: lab
-kernel: lab/vmlinuz
-initrds: [lab/initrd.img]
-kernel_args: 'console=ttyS0 lab.report={{ machine.url }}/report lab.urls={{ machine.urls | join(sep=",") }}'
-files: [{path: hello.cfg, template: hello.cfg}]
-"#;
+/// Megabits a second: the kernel of 14 MB takes some six seconds, so that there is a middle to it.
+const SLOW: u32 = 20;
 
 /// A machine of the demo.
 struct Plan {
@@ -110,11 +89,11 @@ fn provision(story: &mut Story, cluster: &Cluster, payload: &Payload) -> Result<
     show_status(story, cluster)?;
 
     story.chapter("What to boot, by the command line");
-    create(story, cluster, "subnets", SUBNET)?;
-    create(story, cluster, "templates", TEMPLATE)?;
+    create(story, cluster, "subnets", content::SUBNET)?;
+    create(story, cluster, "templates", content::TEMPLATE)?;
     for (file, path) in [
-        (payload.kernel(), "lab/vmlinuz"),
-        (payload.initrd(), "lab/initrd.img"),
+        (payload.kernel(), content::KERNEL),
+        (payload.initrd(), content::INITRD),
     ] {
         let file = file.display().to_string();
         story.say(&format!("$ muster artifacts upload {file} --path {path}"));
@@ -122,28 +101,24 @@ fn provision(story: &mut Story, cluster: &Cluster, payload: &Payload) -> Result<
             .cli(&["artifacts", "upload", &file, "--path", path])?
             .ok()?;
     }
-    create(story, cluster, "bootenvs", BOOTENV)?;
+    create(story, cluster, "bootenvs", content::BOOTENV)?;
     for plan in [&M1, &M2] {
-        let machine = format!(
-            "kind: machine\nname: {}\nmacs: [\"{}\"]\nbootenv: lab\nparams: {{color: {}}}\n",
-            plan.name, plan.mac, plan.color
-        );
+        let machine = content::machine(plan.name, plan.mac, plan.color);
         create(story, cluster, "machines", &machine)?;
     }
 
-    let served = boot(story, cluster, &M1)?;
+    boot(story, cluster, &M1)?;
     boot(story, cluster, &M2)?;
-    let dead = lose_the_leader(story, cluster, served)?;
+    let dead = lose_the_leader(story, cluster)?;
     come_back(story, cluster, dead)
 }
 
-/// A machine boots and nothing breaks; returns which node it had its kernel from.
-fn boot(story: &mut Story, cluster: &Cluster, plan: &Plan) -> Result<usize> {
+/// A machine boots and nothing breaks.
+fn boot(story: &mut Story, cluster: &Cluster, plan: &Plan) -> Result<()> {
     story.chapter(&format!("{} boots by {}", plan.name, plan.firmware));
     let mut machine = power_on(story, cluster, plan)?;
-    let node = wait_for_kernel(story, cluster, &mut machine)?;
-    come_up(story, &mut machine, plan)?;
-    Ok(node)
+    wait_for_kernel(story, cluster, &mut machine)?;
+    come_up(story, &mut machine, plan, "")
 }
 
 fn power_on(story: &mut Story, cluster: &Cluster, plan: &Plan) -> Result<Machine> {
@@ -168,11 +143,13 @@ fn wait_for_kernel(story: &mut Story, cluster: &Cluster, machine: &mut Machine) 
 }
 
 /// Waits until the machine has shown its file, called back and switched itself off.
-fn come_up(story: &mut Story, machine: &mut Machine, plan: &Plan) -> Result<()> {
+fn come_up(story: &mut Story, machine: &mut Machine, plan: &Plan, how: &str) -> Result<()> {
     let shown = machine.wait_for(&format!("MUSTER-PAYLOAD hello {} from ", plan.name), BOOT)?;
     machine.wait_for("MUSTER-REPORTED", BOOT)?;
     machine.wait_off(BOOT)?;
-    for line in machine.lines_with(&["http://", "MUSTER-"]) {
+    let lines = machine.lines_with(&["http://", "MUSTER-"]);
+    // The kernel's own messages start with their time; its command line is long and comes twice.
+    for line in lines.iter().filter(|line| !line.starts_with('[')) {
         println!("            | {line}");
     }
     let expected = format!("param {}", plan.color);
@@ -181,58 +158,63 @@ fn come_up(story: &mut Story, machine: &mut Machine, plan: &Plan) -> Result<()> 
         payload.trim_end().ends_with(&expected),
         "{payload:?} does not end with {expected:?}"
     );
-    story.measure(
-        &format!(
-            "{} ({}): power-on to its rendered file in user space",
-            plan.name, plan.firmware
-        ),
-        shown,
+    let what = format!(
+        "{} ({}{how}): power-on to its rendered file in user space",
+        plan.name, plan.firmware
     );
+    story.measure(&what, shown);
     Ok(())
 }
 
-/// The leader dies while a machine fetches its kernel; returns the dead node.
-fn lose_the_leader(story: &mut Story, cluster: &Cluster, served: usize) -> Result<usize> {
+/// The leader dies while a machine fetches its kernel from it; returns the dead node.
+fn lose_the_leader(story: &mut Story, cluster: &Cluster) -> Result<usize> {
     story.chapter("The leader dies while a machine boots through it");
-    let name = cluster.node(served).name();
-    story.say(&format!(
-        "$ muster cluster transfer {name}   (the node that serves {})",
-        M1.name
-    ));
-    cluster.transfer(served)?;
     let mut machine = power_on(story, cluster, &M1)?;
-    let asked_node = wait_for_kernel(story, cluster, &mut machine)?;
-    let leader = cluster.leader()?;
-    let killed = cluster.node(leader).kill()?;
-    let what = if asked_node == leader {
-        "leader and server of this boot"
-    } else {
-        "leader; the boot goes through another"
-    };
-    story.say(&format!(
-        "SIGKILL to {}: {what}",
-        cluster.node(leader).name()
-    ));
-    if machine.seen("/artifacts/lab/initrd.img").is_some() {
-        story.say("(the kernel was already there by then: the host is fast)");
+    machine.slow_link(SLOW)?;
+    let server = wait_for_kernel(story, cluster, &mut machine)?;
+    let name = cluster.node(server).name();
+    if cluster.leader()? != server {
+        story.say(&format!(
+            "$ muster cluster transfer {name}   (so that it is the leader that dies)"
+        ));
+        cluster.transfer(server)?;
     }
+    ensure!(
+        machine.seen("/artifacts/lab/initrd.img").is_none(),
+        "the kernel was there before its server could die"
+    );
+    let killed = cluster.node(server).kill()?;
+    story.say(&format!(
+        "SIGKILL to {name}, the leader, which sends that kernel"
+    ));
 
     let next = cluster.wait_leader(Duration::from_secs(60))?;
     story.measure(
-        "SIGKILL of the leader to the next leader, as the command line sees it",
+        "SIGKILL of the leader to the next one, as the command line sees it",
         killed.elapsed(),
     );
     story.say(&format!("{} leads", cluster.node(next).name()));
 
-    let went_on = machine.wait_for("/artifacts/lab/initrd.img", BOOT)?;
-    let since_kill = |at: Duration| (machine_time(&machine, at)).saturating_duration_since(killed);
+    let urls: Vec<String> = cluster
+        .running()
+        .map(|node| format!("{}/artifacts/lab/vmlinuz", node.boot_url()))
+        .collect();
+    let went_on = lab::wait_until("the machine to ask another node", BOOT, || {
+        Ok(urls.iter().find_map(|url| machine.seen(url)))
+    })
+    .with_context(|| machine.serial())?;
+    let gap = (machine.powered_on() + went_on).saturating_duration_since(killed);
     story.measure(
-        "SIGKILL to the machine's next file (kernel complete, initrd asked for)",
-        since_kill(went_on),
+        "SIGKILL of the leader to the machine asking another node for its kernel",
+        gap,
     );
-    machine.wait_for("MUSTER-REPORTED", BOOT)?;
-    come_up(story, &mut machine, &M1)?;
-    Ok(leader)
+    come_up(
+        story,
+        &mut machine,
+        &M1,
+        &format!(", link slowed to {SLOW} Mbit/s, leader killed"),
+    )?;
+    Ok(server)
 }
 
 /// The dead node misses a change, returns, and has it.
@@ -317,10 +299,6 @@ fn asked(serial: &str, path: &str) -> Option<Ipv4Addr> {
     let before = &serial[..serial.find(path)?];
     let url = &before[before.rfind("http://")? + "http://".len()..];
     url.split([':', '/']).next()?.parse().ok()
-}
-
-fn machine_time(machine: &Machine, since_power_on: Duration) -> Instant {
-    machine.powered_on() + since_power_on
 }
 
 impl Story {

@@ -1,0 +1,61 @@
+//! What the lab's machines boot: the objects that the demo creates one by one and tests all at once.
+
+use anyhow::Result;
+
+use crate::cluster::Cluster;
+use crate::machine::Payload;
+
+/// Where the kernel is kept.
+pub const KERNEL: &str = "lab/vmlinuz";
+/// Where the initrd is kept.
+pub const INITRD: &str = "lab/initrd.img";
+
+/// The lab's network with a pool of a hundred.
+pub const SUBNET: &str = "\
+kind: subnet
+name: lab
+cidr: 10.77.0.0/24
+pools: [10.77.0.100-10.77.0.199]
+routers: [10.77.0.1]
+lease_secs: 3600
+";
+
+/// The file that the payload shows on its serial port, after `MUSTER-PAYLOAD`.
+pub const TEMPLATE: &str = r#"kind: template
+name: hello.cfg
+contents: "hello {{ machine.name }} from {{ node.name }} param {{ params.color }}\n"
+"#;
+
+/// The payload's kernel and initrd, told where to call back and whom else to ask.
+pub const BOOTENV: &str = r#"kind: bootenv
+name: lab
+kernel: lab/vmlinuz
+initrds: [lab/initrd.img]
+kernel_args: 'console=ttyS0 lab.report={{ machine.url }}/report lab.urls={{ machine.urls | join(sep=",") }}'
+files: [{path: hello.cfg, template: hello.cfg}]
+"#;
+
+/// A machine that boots [`BOOTENV`].
+pub fn machine(name: &str, mac: &str, color: &str) -> String {
+    format!(
+        "kind: machine\nname: {name}\nmacs: [\"{mac}\"]\nbootenv: lab\nparams: {{color: {color}}}\n"
+    )
+}
+
+/// Uploads the payload and creates all of the above, with these machines as (name, MAC, color).
+pub fn install(cluster: &Cluster, machines: &[(&str, &str, &str)]) -> Result<()> {
+    let payload = Payload::assemble()?;
+    for (file, path) in [(payload.kernel(), KERNEL), (payload.initrd(), INITRD)] {
+        let file = file.display().to_string();
+        cluster
+            .cli(&["artifacts", "upload", &file, "--path", path])?
+            .ok()?;
+    }
+    let mut documents = vec![SUBNET.to_owned(), TEMPLATE.to_owned(), BOOTENV.to_owned()];
+    documents.extend(
+        machines
+            .iter()
+            .map(|(name, mac, color)| machine(name, mac, color)),
+    );
+    cluster.apply(&documents.join("---\n"))
+}
