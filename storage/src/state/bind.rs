@@ -236,8 +236,8 @@ impl State {
         }
     }
 
-    /// Seconds that the client is promised.
-    fn promise(&self, client: &Client, subnet: &Subnet) -> u32 {
+    /// Seconds that a client is promised on `subnet`: what it asks for (option 51), within bounds.
+    pub fn promise(&self, client: &Client, subnet: &Subnet) -> u32 {
         let longest = subnet
             .lease_secs
             .unwrap_or_else(|| self.settings().lease_secs);

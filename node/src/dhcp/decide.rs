@@ -1,0 +1,603 @@
+//! What to do about a request: RFC 2131 §4.3 and its table 4, under the rules of a cluster.
+//!
+//! Pure: the shell gives the state, what it knows about its peers, and the time, and does what the
+//! [`Action`] says. Silence is the answer whenever another might be wrong.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use dhcproto::v4::MessageType;
+use muster_storage::command::{Bind, Client, Command, Effect, Outcome};
+use muster_storage::model::{Lease, LeaseState, NodeId, Subnet, SubnetMode, Timestamp};
+use muster_storage::state::{Grant, State};
+
+use super::firmware::{self, Boot, Overrides};
+use super::options;
+use super::reply::Reply;
+use super::request::Request;
+
+/// What the shell knows beside the state.
+pub struct PeerView<'a> {
+    /// This node.
+    pub node: NodeId,
+    /// An address of this node on the client's link that it may put into option 54, because it
+    /// registered it by a committed entry.
+    pub identifier: Option<Ipv4Addr>,
+    /// Where clients of this link fetch boot files from this node.
+    pub address: Ipv4Addr,
+    /// Its HTTP boot port.
+    pub boot_port: u16,
+    /// Whether this node sees a leader that a quorum follows.
+    pub quorum: bool,
+    /// Whether it has, since it started, caught up with a leader's commit once.
+    pub caught_up: bool,
+    /// Whether it has caught up by read-index since this packet came.
+    pub confirmed: bool,
+    /// Addresses that are on offer to others.
+    pub avoid: &'a dyn Fn(Ipv4Addr) -> bool,
+    /// Renders an option's value that is a template.
+    pub render: &'a dyn Fn(&str) -> Result<String, String>,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Send this.
+    Reply(Box<Reply>),
+    /// Write this; [`conclude`] tells what to send when it is committed.
+    Propose(Command),
+    /// Catch up by read-index, then ask again with `confirmed`.
+    Confirm,
+    /// Send nothing.
+    Silent(Reason),
+}
+
+/// Why nothing is sent. Counted by reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No subnet has the client's link.
+    UnknownSubnet,
+    /// The subnet's mode is `off`.
+    Off,
+    /// This node may not name itself on the link yet.
+    NoIdentifier,
+    /// No address is free, or none is reserved where only reservations are served.
+    NoAddress,
+    /// The client chose another server.
+    ForeignServer,
+    /// No quorum: nothing new is promised.
+    NoQuorum,
+    /// Not caught up with the cluster since the start.
+    NotCaughtUp,
+    /// Nothing is known about the client, so nothing is said about its address.
+    UnknownClient,
+    /// The address is not the sender's to give back or to decline.
+    NotHolder,
+    /// A field that this message must have is missing (RFC 2131 table 5).
+    Incomplete,
+    /// Proxy mode answers boot clients only.
+    NotForProxy,
+    /// No message for servers of this kind.
+    Unsupported,
+    /// Another client has the address, or another address is the client's.
+    Refused,
+    /// A peer has answered.
+    Answered,
+}
+
+impl Reason {
+    /// Label of the counter.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::UnknownSubnet => "unknown_subnet",
+            Self::Off => "subnet_off",
+            Self::NoIdentifier => "no_identifier",
+            Self::NoAddress => "no_address",
+            Self::ForeignServer => "foreign_server",
+            Self::NoQuorum => "no_quorum",
+            Self::NotCaughtUp => "not_caught_up",
+            Self::UnknownClient => "unknown_client",
+            Self::NotHolder => "not_holder",
+            Self::Incomplete => "incomplete",
+            Self::NotForProxy => "not_for_proxy",
+            Self::Unsupported => "unsupported",
+            Self::Refused => "refused",
+            Self::Answered => "answered_by_peer",
+        }
+    }
+}
+
+/// In which state the client of a REQUEST is (RFC 2131 §4.3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asking {
+    /// It takes an offer.
+    Selecting(Ipv4Addr),
+    /// It has rebooted and remembers an address.
+    InitReboot(Ipv4Addr),
+    /// It extends its lease, by unicast (RENEWING) or broadcast (REBINDING).
+    Renewing(Ipv4Addr),
+}
+
+impl Asking {
+    fn of(request: &Request) -> Option<Self> {
+        match (request.server_id, request.client.requested) {
+            (Some(_), Some(address)) => Some(Self::Selecting(address)),
+            (_, requested) if !request.ciaddr.is_unspecified() => requested
+                .is_none_or(|address| address == request.ciaddr)
+                .then_some(Self::Renewing(request.ciaddr)),
+            (None, Some(address)) => Some(Self::InitReboot(address)),
+            _ => None,
+        }
+    }
+
+    fn address(self) -> Ipv4Addr {
+        match self {
+            Self::Selecting(address) | Self::InitReboot(address) | Self::Renewing(address) => {
+                address
+            }
+        }
+    }
+}
+
+/// What to do about `request`.
+pub fn decide(state: &State, request: &Request, view: &PeerView<'_>, now: Timestamp) -> Action {
+    let Some(subnet) = state.subnet_of_link(&request.client.link) else {
+        return Action::Silent(Reason::UnknownSubnet);
+    };
+    if subnet.mode == SubnetMode::Off {
+        return Action::Silent(Reason::Off);
+    }
+    let Some(own) = own_identifier(request, view) else {
+        return Action::Silent(Reason::NoIdentifier);
+    };
+    let case = Case {
+        state,
+        request,
+        view,
+        now,
+        subnet,
+        own,
+    };
+    if request.arrival.boot_server {
+        return case.boot_server();
+    }
+    if subnet.mode == SubnetMode::Proxy {
+        return case.proxy();
+    }
+    match request.kind {
+        MessageType::Discover => case.discover(),
+        MessageType::Request => case.request(),
+        MessageType::Decline => case.decline(),
+        MessageType::Release => case.release(),
+        MessageType::Inform => case.inform(),
+        _ => Action::Silent(Reason::Unsupported),
+    }
+}
+
+/// What to send when the command that [`decide`] proposed is committed.
+///
+/// A refusal is a fact that a quorum agreed on, so it may become a NAK; but not in SELECTING,
+/// where silence lets the client discover anew at once with another address.
+pub fn conclude(
+    state: &State,
+    request: &Request,
+    outcome: &Outcome,
+    view: &PeerView<'_>,
+    now: Timestamp,
+) -> Result<Option<Reply>, Reason> {
+    if request.kind != MessageType::Request {
+        return match outcome.result {
+            Ok(_) => Ok(None),
+            Err(_) => Err(Reason::NotHolder),
+        };
+    }
+    let subnet = state
+        .subnet_of_link(&request.client.link)
+        .ok_or(Reason::UnknownSubnet)?;
+    let own = own_identifier(request, view).ok_or(Reason::NoIdentifier)?;
+    let case = Case {
+        state,
+        request,
+        view,
+        now,
+        subnet,
+        own,
+    };
+    match &outcome.result {
+        Ok(Effect::Bound(lease)) => {
+            let promised = state.promise(&request.client, subnet);
+            let secs = case.within_commit(lease, promised).ok_or(Reason::Refused)?;
+            Ok(Some(case.ack(lease.address, secs)))
+        }
+        Ok(_) => Err(Reason::Refused),
+        Err(_) => match Asking::of(request) {
+            Some(Asking::InitReboot(_) | Asking::Renewing(_)) => {
+                Ok(Some(case.nak("the address is not for this client")))
+            }
+            _ => Err(Reason::Refused),
+        },
+    }
+}
+
+/// What option 54 of a reply says: what the relay wants (RFC 5107), else this node's address.
+fn own_identifier(request: &Request, view: &PeerView<'_>) -> Option<Ipv4Addr> {
+    let relay = request.relay.as_ref().and_then(|relay| relay.server_id);
+    relay.or(view.identifier)
+}
+
+/// Whether an identifier is this cluster's: that of a member, or of a removed one while leases
+/// live that it may have granted, or the one that the relay of this packet demands.
+pub fn honoured(state: &State, request: &Request, identifier: Ipv4Addr, now: Timestamp) -> bool {
+    let committed = state
+        .identifier(identifier)
+        .is_some_and(|known| known.until.is_none_or(|until| until > now));
+    let override_ = request.relay.as_ref().and_then(|relay| relay.server_id);
+    committed || override_ == Some(identifier)
+}
+
+/// One request with all that its rules look at.
+struct Case<'a> {
+    state: &'a State,
+    request: &'a Request,
+    view: &'a PeerView<'a>,
+    now: Timestamp,
+    subnet: &'a Subnet,
+    own: Ipv4Addr,
+}
+
+impl Case<'_> {
+    /// RFC 2131 §4.3.1. Writes nothing: the address is decided when it is requested.
+    fn discover(&self) -> Action {
+        let client = &self.request.client;
+        let Some(offer) = self.state.offer(client, self.view.avoid, self.now) else {
+            return Action::Silent(Reason::NoAddress);
+        };
+        if !self.view.quorum {
+            // Only what can be confirmed without a write is worth offering.
+            return match self.confirmable(offer.address) {
+                Ok(Some((_, secs))) => self.send(self.offer(offer.address, secs)),
+                Ok(None) => Action::Silent(Reason::NoQuorum),
+                Err(action) => action,
+            };
+        }
+        self.send(self.offer(offer.address, offer.lease_secs))
+    }
+
+    /// RFC 2131 §4.3.2.
+    fn request(&self) -> Action {
+        let Some(asking) = Asking::of(self.request) else {
+            return Action::Silent(Reason::Incomplete);
+        };
+        if self.names_foreign_server() {
+            return Action::Silent(Reason::ForeignServer);
+        }
+        match self.confirmable(asking.address()) {
+            Ok(Some((lease, secs))) => return self.send(self.ack(lease.address, secs)),
+            Ok(None) => {}
+            Err(action) => return action,
+        }
+        if !self.view.quorum {
+            return Action::Silent(Reason::NoQuorum);
+        }
+        match asking {
+            Asking::Selecting(address) => self.bind(address),
+            Asking::InitReboot(address) | Asking::Renewing(address) => self.remembered(address),
+        }
+    }
+
+    /// A client that believes it has `address`: bind it if it is right, say no if it is known to
+    /// be wrong, be silent if nothing is known (RFC 2131 §4.3.2).
+    fn remembered(&self, address: Ipv4Addr) -> Action {
+        let Some(key) = self.state.client_key(&self.request.client, self.subnet) else {
+            return Action::Silent(Reason::UnknownClient);
+        };
+        let owed = self
+            .state
+            .offer(&self.request.client, &|_| false, self.now)
+            .filter(|offer| matches!(offer.rule, Grant::Reservation | Grant::Binding))
+            .map(|offer| offer.address);
+        if owed == Some(address) {
+            return self.bind(address);
+        }
+        let known: Vec<&Lease> = self
+            .state
+            .leases_of(&key)
+            .map(|record| &record.object)
+            .filter(|lease| lease.subnet == self.subnet.name)
+            .collect();
+        let was_its_own = known
+            .iter()
+            .any(|lease| lease.address == address && lease.state != LeaseState::Declined);
+        if owed.is_none() && was_its_own {
+            return self.bind(address);
+        }
+        // What is left is a NAK or silence for want of knowledge: both only after catching up.
+        if !self.view.confirmed {
+            return Action::Confirm;
+        }
+        if owed.is_some() || !known.is_empty() {
+            return self.send(self.nak("the address is not for this client"));
+        }
+        if self.wrong_network(address) && self.subnet.mode == SubnetMode::Full {
+            return self.send(self.nak("the address is not for this network"));
+        }
+        Action::Silent(Reason::UnknownClient)
+    }
+
+    /// Whether no subnet of the client's link holds the address.
+    fn wrong_network(&self, address: Ipv4Addr) -> bool {
+        let mut links = self.request.client.link.iter();
+        !links.any(|link| {
+            self.state
+                .subnet_of_link(&[*link])
+                .is_some_and(|subnet| subnet.cidr.contains(&address))
+        })
+    }
+
+    /// RFC 2131 §4.3.3.
+    fn decline(&self) -> Action {
+        let (Some(address), Some(_)) = (self.request.client.requested, self.request.server_id)
+        else {
+            return Action::Silent(Reason::Incomplete);
+        };
+        self.give_up(address, |client| Command::Decline {
+            client: Box::new(client),
+            address,
+        })
+    }
+
+    /// RFC 2131 §4.3.4.
+    fn release(&self) -> Action {
+        let address = self.request.ciaddr;
+        if address.is_unspecified() {
+            return Action::Silent(Reason::Incomplete);
+        }
+        self.give_up(address, |client| Command::Release {
+            client: Box::new(client),
+            address,
+        })
+    }
+
+    fn give_up(&self, address: Ipv4Addr, command: impl FnOnce(Client) -> Command) -> Action {
+        if self.names_foreign_server() {
+            return Action::Silent(Reason::ForeignServer);
+        }
+        if !self.view.quorum {
+            return Action::Silent(Reason::NoQuorum);
+        }
+        let holds = self.state.lease(address).is_some_and(|record| {
+            let lease = &record.object;
+            let subnet = self.state.subnet(&lease.subnet);
+            let key = subnet.and_then(|it| self.state.client_key(&self.request.client, it));
+            lease.state == LeaseState::Bound && key.as_ref() == Some(&lease.client)
+        });
+        match (holds, self.view.confirmed) {
+            (true, _) => Action::Propose(command(self.request.client.clone())),
+            (false, false) => Action::Confirm,
+            (false, true) => Action::Silent(Reason::NotHolder),
+        }
+    }
+
+    /// RFC 2131 §4.3.5: parameters without a lease.
+    fn inform(&self) -> Action {
+        let request = self.request;
+        let no_way_back = request.ciaddr.is_unspecified()
+            && request.arrival.source.ip().is_unspecified()
+            && !request.relayed();
+        if no_way_back {
+            return Action::Silent(Reason::Incomplete);
+        }
+        self.send(self.reply(MessageType::Ack, Ipv4Addr::UNSPECIFIED, None))
+    }
+
+    /// PXE 2.1 §2.2.3: a boot server's answer on port 4011.
+    fn boot_server(&self) -> Action {
+        let kind = match self.request.kind {
+            MessageType::Discover => MessageType::Offer,
+            MessageType::Request | MessageType::Inform => MessageType::Ack,
+            _ => return Action::Silent(Reason::Unsupported),
+        };
+        self.boot_only(kind)
+    }
+
+    /// PXE 2.1 §2.2.2: boot data beside a foreign DHCP server, which makes the lease.
+    fn proxy(&self) -> Action {
+        match self.request.kind {
+            MessageType::Discover => self.boot_only(MessageType::Offer),
+            _ => Action::Silent(Reason::NotForProxy),
+        }
+    }
+
+    fn boot_only(&self, kind: MessageType) -> Action {
+        match self.boot(true) {
+            None => Action::Silent(Reason::NotForProxy),
+            boot => self.send(Reply {
+                kind,
+                server_id: self.own,
+                yiaddr: Ipv4Addr::UNSPECIFIED,
+                lease_secs: None,
+                boot,
+                parameters: BTreeMap::new(),
+                message: None,
+            }),
+        }
+    }
+
+    fn names_foreign_server(&self) -> bool {
+        self.request
+            .server_id
+            .is_some_and(|named| !honoured(self.state, self.request, named, self.now))
+    }
+
+    fn bind(&self, address: Ipv4Addr) -> Action {
+        Action::Propose(Command::Bind(Box::new(Bind {
+            client: self.request.client.clone(),
+            address,
+            node: self.view.node,
+        })))
+    }
+
+    /// The lease that may be confirmed now without a write, and the seconds that may be promised.
+    /// With a quorum that is the full promise; without one whatever the committed lease still
+    /// allows. `Err` is what to do when this node may not confirm yet.
+    fn confirmable(&self, address: Ipv4Addr) -> Result<Option<(&Lease, u32)>, Action> {
+        let client = &self.request.client;
+        let found = if self.view.quorum {
+            self.state.confirmable(client, address, self.now)
+        } else {
+            let left = self
+                .state
+                .lease(address)
+                .map_or(0, |record| self.left(&record.object));
+            let shorter = Client {
+                lease_secs: Some(client.lease_secs.unwrap_or(u32::MAX).min(left)),
+                ..client.clone()
+            };
+            self.state.confirmable(&shorter, address, self.now)
+        };
+        let found = found.filter(|(lease, secs)| *secs <= self.left(lease));
+        match found {
+            None => Ok(None),
+            found if self.view.caught_up || self.view.confirmed => Ok(found),
+            Some(_) if self.view.quorum => Err(Action::Confirm),
+            Some(_) => Err(Action::Silent(Reason::NotCaughtUp)),
+        }
+    }
+
+    /// Seconds that may be promised on a committed lease: to its end less the margin, which
+    /// covers what clocks differ by.
+    fn left(&self, lease: &Lease) -> u32 {
+        let margin = u64::from(self.state.settings().lease_margin_secs);
+        let left = lease.expires_at.secs_since(self.now).saturating_sub(margin);
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
+    /// What may be promised on a lease that was just committed.
+    fn within_commit(&self, lease: &Lease, promised: u32) -> Option<u32> {
+        Some(promised.min(self.left(lease))).filter(|secs| *secs > 0)
+    }
+
+    fn send(&self, reply: Reply) -> Action {
+        Action::Reply(Box::new(reply))
+    }
+
+    fn offer(&self, address: Ipv4Addr, secs: u32) -> Reply {
+        self.reply(MessageType::Offer, address, Some(secs))
+    }
+
+    /// Carries the identifier that the client named: it takes no other (RFC 2131 §4.4.1).
+    fn ack(&self, address: Ipv4Addr, secs: u32) -> Reply {
+        let mut ack = self.reply(MessageType::Ack, address, Some(secs));
+        ack.server_id = self.request.server_id.unwrap_or(self.own);
+        ack
+    }
+
+    fn nak(&self, message: &'static str) -> Reply {
+        Reply {
+            kind: MessageType::Nak,
+            server_id: self.request.server_id.unwrap_or(self.own),
+            yiaddr: Ipv4Addr::UNSPECIFIED,
+            lease_secs: None,
+            boot: None,
+            parameters: BTreeMap::new(),
+            message: Some(message),
+        }
+    }
+
+    fn reply(&self, kind: MessageType, yiaddr: Ipv4Addr, lease_secs: Option<u32>) -> Reply {
+        Reply {
+            kind,
+            server_id: self.own,
+            yiaddr,
+            lease_secs,
+            boot: self.boot(false),
+            parameters: self.parameters(),
+            message: None,
+        }
+    }
+
+    /// Boot data, with what the subnet overrides; only for clients that ask for it.
+    fn boot(&self, proxy: bool) -> Option<Boot> {
+        let text = |code: u8| {
+            let (_, value) = self
+                .subnet
+                .options
+                .iter()
+                .find(|(key, _)| options::code_of(key) == Ok(code))?;
+            self.rendered(value).ok()
+        };
+        let overrides = Overrides {
+            next_server: self.subnet.next_server,
+            server_name: text(66),
+            file: text(67),
+        };
+        let view = self.view;
+        firmware::boot(
+            self.request,
+            view.address,
+            view.boot_port,
+            &overrides,
+            proxy,
+        )
+    }
+
+    /// Network parameters of the subnet by code; an option that cannot be sent is left out, so
+    /// that it does not take the others down.
+    fn parameters(&self) -> BTreeMap<u8, Vec<u8>> {
+        let subnet = self.subnet;
+        let addresses = |list: &[Ipv4Addr]| -> Vec<u8> {
+            list.iter().flat_map(|address| address.octets()).collect()
+        };
+        let mut parameters = BTreeMap::from([
+            (1, subnet.cidr.netmask().octets().to_vec()),
+            (28, subnet.cidr.broadcast().octets().to_vec()),
+            (3, addresses(&subnet.routers)),
+            (6, addresses(&subnet.dns_servers)),
+            (
+                15,
+                subnet.domain_name.clone().unwrap_or_default().into_bytes(),
+            ),
+        ]);
+        let machine = self
+            .request
+            .client
+            .mac
+            .and_then(|mac| self.state.machine_with_mac(mac));
+        if let Some(machine) = machine {
+            parameters.insert(12, machine.name.clone().into_bytes());
+        }
+        for (key, value) in &subnet.options {
+            let option = options::code_of(key).and_then(|code| {
+                Ok((
+                    code,
+                    options::encode(code, &self.rendered_for(code, value)?)?,
+                ))
+            });
+            match option {
+                // Boot data, which only boot clients get.
+                Ok((66 | 67, _)) => {}
+                Ok((code, value)) => {
+                    parameters.insert(code, value);
+                }
+                Err(problem) => {
+                    tracing::debug!(subnet = subnet.name, %problem, "option is left out");
+                }
+            }
+        }
+        parameters.retain(|_, value| !value.is_empty());
+        parameters
+    }
+
+    fn rendered_for(&self, code: u8, value: &str) -> Result<String, options::BadOption> {
+        self.rendered(value)
+            .map_err(|problem| options::BadOption::Template { code, problem })
+    }
+
+    fn rendered(&self, value: &str) -> Result<String, String> {
+        if value.contains("{{") || value.contains("{%") {
+            (self.view.render)(value)
+        } else {
+            Ok(value.to_owned())
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! What was said lately, by this node and by its peers: offers (never written, see the invariants)
+//! and which packets have an answer. Bounded and forgotten within a minute.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use muster_storage::model::ClientKey;
+
+use super::rank::hash;
+
+/// How long an address on offer is kept from others (RFC 2131 §3.1: reuse only when time is up).
+const OFFER_KEPT: Duration = Duration::from_secs(60);
+
+/// How long an answer is remembered: longer than any rank waits, and than a client repeats.
+const ANSWER_KEPT: Duration = Duration::from_secs(10);
+
+/// Entries in each table; the oldest are forgotten first.
+const ENTRIES_MAX: usize = 65_536;
+
+/// First octet of a message to peers, so that other services may gossip too.
+const TAG: u8 = 0xd4;
+
+/// Names a client in the tables.
+pub type ClientHash = u64;
+
+/// Names one exchange of one client: transaction, sender, kind of message.
+pub type ExchangeHash = u64;
+
+/// Hash of what a client is known by.
+pub fn client_hash(key: &ClientKey) -> ClientHash {
+    match key {
+        ClientKey::Mac(mac) => hash(&mac.0),
+        ClientKey::Id(id) => !hash(&id.0),
+    }
+}
+
+/// How far an exchange has come, here or at a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Progress {
+    /// A node has proposed the write that the answer needs.
+    Proposed,
+    /// A node has answered.
+    Answered,
+}
+
+/// What a node tells its peers, in one small datagram for a batch of packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// An address is on offer to a client.
+    Offered(Ipv4Addr, ClientHash),
+    /// An exchange goes on.
+    Exchange(ExchangeHash, Progress),
+}
+
+impl Notice {
+    /// Writes notices.
+    pub fn encode(notices: &[Self]) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(notices.len() * 13 + 1);
+        bytes.put_u8(TAG);
+        for notice in notices {
+            match notice {
+                Self::Offered(address, client) => {
+                    bytes.put_u8(1);
+                    bytes.put_slice(&address.octets());
+                    bytes.put_u64(*client);
+                }
+                Self::Exchange(exchange, Progress::Answered) => {
+                    bytes.put_u8(2);
+                    bytes.put_u64(*exchange);
+                }
+                Self::Exchange(exchange, Progress::Proposed) => {
+                    bytes.put_u8(3);
+                    bytes.put_u64(*exchange);
+                }
+            }
+        }
+        bytes.freeze()
+    }
+
+    /// Reads notices, up to the first that this version does not know.
+    pub fn decode(bytes: &[u8]) -> Vec<Self> {
+        let mut notices = Vec::new();
+        let mut rest = match bytes {
+            [TAG, rest @ ..] => rest,
+            _ => return notices,
+        };
+        while let Some((notice, next)) = Self::decode_one(rest) {
+            notices.push(notice);
+            rest = next;
+        }
+        notices
+    }
+
+    fn decode_one(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (kind, rest) = bytes.split_first()?;
+        match kind {
+            1 => {
+                let (address, rest) = rest.split_first_chunk::<4>()?;
+                let (client, rest) = rest.split_first_chunk::<8>()?;
+                let client = u64::from_be_bytes(*client);
+                Some((Self::Offered(Ipv4Addr::from(*address), client), rest))
+            }
+            2 | 3 => {
+                let (exchange, rest) = rest.split_first_chunk::<8>()?;
+                let progress = match kind {
+                    2 => Progress::Answered,
+                    _ => Progress::Proposed,
+                };
+                Some((
+                    Self::Exchange(u64::from_be_bytes(*exchange), progress),
+                    rest,
+                ))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The tables.
+#[derive(Debug, Default)]
+pub struct Recent {
+    offers: Table<Ipv4Addr, ClientHash>,
+    offered_to: Table<ClientHash, Ipv4Addr>,
+    exchanges: Table<ExchangeHash, Progress>,
+    seen: Table<ExchangeHash, ()>,
+}
+
+impl Recent {
+    /// Takes note of what was said, here or by a peer.
+    pub fn note(&mut self, notice: Notice, now: Instant) {
+        match notice {
+            Notice::Offered(address, client) => {
+                self.offers.insert(address, client, now, OFFER_KEPT);
+                self.offered_to.insert(client, address, now, OFFER_KEPT);
+            }
+            Notice::Exchange(exchange, progress) => {
+                if self.progress(exchange, now) < Some(progress) {
+                    self.exchanges.insert(exchange, progress, now, ANSWER_KEPT);
+                }
+            }
+        }
+    }
+
+    /// Whether `address` is on offer to a client other than `client`.
+    pub fn offered_to_other(&self, address: Ipv4Addr, client: ClientHash, now: Instant) -> bool {
+        self.offers
+            .get(&address, now)
+            .is_some_and(|holder| *holder != client)
+    }
+
+    /// The client took another server's offer: what was on offer to it is free.
+    pub fn forget_offers(&mut self, client: ClientHash) {
+        if let Some((_, address)) = self.offered_to.entries.remove(&client)
+            && matches!(self.offers.entries.get(&address), Some((_, holder)) if *holder == client)
+        {
+            self.offers.entries.remove(&address);
+        }
+    }
+
+    /// How far an exchange has come.
+    pub fn progress(&self, exchange: ExchangeHash, now: Instant) -> Option<Progress> {
+        self.exchanges.get(&exchange, now).copied()
+    }
+
+    /// Notes that a packet came; says whether it is a copy of one that came before.
+    pub fn is_copy(&mut self, exchange: ExchangeHash, now: Instant) -> bool {
+        let copy = self.seen.get(&exchange, now).is_some();
+        if !copy {
+            self.seen.insert(exchange, (), now, ANSWER_KEPT);
+        }
+        copy
+    }
+}
+
+/// A map whose entries end, with a bound.
+#[derive(Debug)]
+struct Table<K, V> {
+    entries: HashMap<K, (Instant, V)>,
+    /// Ends in order of insertion; an entry that was renewed is here more than once.
+    order: VecDeque<(Instant, K)>,
+}
+
+impl<K, V> Default for Table<K, V> {
+    fn default() -> Self {
+        Self {
+            entries: HashMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+}
+
+impl<K: Copy + Eq + std::hash::Hash, V> Table<K, V> {
+    fn get(&self, key: &K, now: Instant) -> Option<&V> {
+        self.entries
+            .get(key)
+            .filter(|(end, _)| *end > now)
+            .map(|(_, value)| value)
+    }
+
+    fn insert(&mut self, key: K, value: V, now: Instant, kept: Duration) {
+        while let Some((end, oldest)) = self.order.front().copied() {
+            if end > now && self.order.len() < ENTRIES_MAX {
+                break;
+            }
+            self.order.pop_front();
+            if self
+                .entries
+                .get(&oldest)
+                .is_some_and(|(until, _)| *until <= end)
+            {
+                self.entries.remove(&oldest);
+            }
+        }
+        let end = now + kept;
+        self.entries.insert(key, (end, value));
+        self.order.push_back((end, key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+
+    #[test]
+    fn an_offer_keeps_others_away_for_a_minute() {
+        let (mut recent, now) = (Recent::default(), Instant::now());
+        recent.note(Notice::Offered(A, 1), now);
+        assert!(recent.offered_to_other(A, 2, now));
+        assert!(!recent.offered_to_other(A, 1, now));
+        assert!(!recent.offered_to_other(A, 2, now + OFFER_KEPT));
+        recent.forget_offers(2);
+        assert!(recent.offered_to_other(A, 2, now));
+        recent.forget_offers(1);
+        assert!(!recent.offered_to_other(A, 2, now));
+    }
+
+    #[test]
+    fn an_answer_is_not_taken_back() {
+        let (mut recent, now) = (Recent::default(), Instant::now());
+        recent.note(Notice::Exchange(7, Progress::Answered), now);
+        recent.note(Notice::Exchange(7, Progress::Proposed), now);
+        assert_eq!(recent.progress(7, now), Some(Progress::Answered));
+        assert_eq!(recent.progress(7, now + ANSWER_KEPT), None);
+    }
+
+    #[test]
+    fn the_second_packet_of_an_exchange_is_a_copy() {
+        let (mut recent, now) = (Recent::default(), Instant::now());
+        assert!(!recent.is_copy(7, now));
+        assert!(recent.is_copy(7, now));
+        assert!(!recent.is_copy(8, now));
+    }
+
+    #[test]
+    fn tables_are_bounded() {
+        let (mut recent, now) = (Recent::default(), Instant::now());
+        for n in 0..2 * ENTRIES_MAX as u32 {
+            recent.note(Notice::Offered(Ipv4Addr::from(n), 1), now);
+        }
+        assert!(recent.offers.entries.len() <= ENTRIES_MAX);
+        assert!(recent.offers.order.len() <= ENTRIES_MAX);
+        assert!(recent.offered_to_other(Ipv4Addr::from(2 * ENTRIES_MAX as u32 - 1), 2, now));
+    }
+
+    #[test]
+    fn notices_survive_the_wire_and_unknown_ones_end_the_reading() {
+        let notices = [
+            Notice::Offered(A, 42),
+            Notice::Exchange(7, Progress::Answered),
+            Notice::Exchange(8, Progress::Proposed),
+        ];
+        let mut bytes = Notice::encode(&notices).to_vec();
+        assert_eq!(Notice::decode(&bytes), notices);
+        bytes.extend([99, 1, 2]);
+        assert_eq!(Notice::decode(&bytes), notices);
+        assert_eq!(Notice::decode(bytes.get(..16).unwrap_or_default()).len(), 1);
+    }
+}

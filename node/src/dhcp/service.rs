@@ -1,0 +1,534 @@
+//! The shell: batches of packets become decisions under one read of the state, decisions become
+//! replies and proposals.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use dhcproto::v4::MessageType;
+use muster_raft::Cluster;
+use muster_storage::model::{NodeId, Timestamp};
+use muster_storage::state::State;
+use muster_storage::{Actor, Command, Outcome, Proposal, RequestId};
+use tokio::sync::Semaphore;
+
+use super::Options;
+use super::clock::Clock;
+use super::decide::{Action, PeerView, Reason, conclude, decide, honoured};
+use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, client_hash};
+use super::rank;
+use super::reply::Reply;
+use super::request::{Arrival, Request};
+use super::socket::{Link, Port};
+
+/// Requests that wait for a commit, a read-index or a peer, at most; more are dropped.
+const WAITING_MAX: usize = 4096;
+
+/// Below this many free places only clients that already chose an address are taken.
+const DISCOVER_PLACES: usize = WAITING_MAX / 4;
+
+/// How long a commit may take until its client has certainly asked again.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a node catches up before it stays silent (DESIGN invariant 4).
+const CONFIRM_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How much longer to wait for a peer that has proposed the write.
+const PROPOSED_GRACE: Duration = Duration::from_millis(400);
+
+/// What all links share.
+pub struct Service {
+    cluster: Cluster,
+    node: NodeId,
+    actor: Actor,
+    options: Options,
+    recent: Mutex<Recent>,
+    clock: Clock,
+    waiting: Arc<Semaphore>,
+}
+
+/// A request on its way.
+#[derive(Clone)]
+struct Exchange {
+    request: Arc<Request>,
+    link: Arc<Link>,
+    hash: ExchangeHash,
+    received: Instant,
+}
+
+/// What the cluster looks like to this node, read once for a batch.
+struct Standing {
+    now: Timestamp,
+    quorum: bool,
+    caught_up: bool,
+    live: Vec<NodeId>,
+}
+
+/// What a look at the state said.
+enum Verdict {
+    /// Do this; `source` is the address to answer from.
+    Now {
+        action: Action,
+        source: Ipv4Addr,
+        client: Option<ClientHash>,
+    },
+    /// Others come first.
+    After(Duration),
+}
+
+impl Service {
+    pub fn new(cluster: Cluster, options: Options) -> Arc<Self> {
+        Arc::new(Self {
+            node: cluster.node_id(),
+            actor: Actor(format!("node:{}", cluster.node_name())),
+            cluster,
+            options,
+            recent: Mutex::default(),
+            clock: Clock::default(),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+        })
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of what a peer said.
+    pub fn heard(&self, bytes: &[u8]) {
+        let notices = Notice::decode(bytes);
+        let now = Instant::now();
+        let mut recent = self.recent();
+        for notice in notices {
+            recent.note(notice, now);
+        }
+    }
+
+    /// Decides a batch of packets from one link.
+    pub fn receive(self: &Arc<Self>, link: &Arc<Link>, batch: Vec<(Vec<u8>, Arrival)>) {
+        let received = Instant::now();
+        let exchanges: Vec<Exchange> = batch
+            .into_iter()
+            .filter_map(|(bytes, arrival)| match Request::parse(&bytes, arrival) {
+                Ok(request) => Some(Exchange {
+                    hash: exchange_hash(&request),
+                    request: Arc::new(request),
+                    link: Arc::clone(link),
+                    received,
+                }),
+                Err(malformed) => {
+                    tracing::debug!(interface = link.name, %malformed, "packet dropped");
+                    count_dropped(malformed.label());
+                    None
+                }
+            })
+            .collect();
+        let standing = self.standing();
+        let verdicts: Vec<Verdict> = self.cluster.read(|state| {
+            exchanges
+                .iter()
+                .map(|exchange| self.first_look(state, &standing, exchange))
+                .collect()
+        });
+        let mut notices = Vec::new();
+        for (exchange, verdict) in exchanges.into_iter().zip(verdicts) {
+            count_received(exchange.request.kind);
+            match verdict {
+                Verdict::Now {
+                    action: Action::Reply(reply),
+                    source,
+                    client,
+                } => self.send(&exchange, &reply, source, client, &mut notices),
+                Verdict::Now {
+                    action: Action::Silent(reason),
+                    ..
+                } => silent(&exchange, reason),
+                Verdict::Now { action, source, .. } => {
+                    if matches!(action, Action::Propose(_)) {
+                        notices.push(Notice::Exchange(exchange.hash, Progress::Proposed));
+                    }
+                    self.wait(exchange.clone(), move |service| async move {
+                        service.finish(exchange, action, source).await;
+                    });
+                }
+                Verdict::After(delay) => {
+                    self.wait(exchange.clone(), move |service| async move {
+                        service.after_others(exchange, delay).await;
+                    });
+                }
+            }
+        }
+        self.tell(&notices);
+    }
+
+    /// Runs what has to wait, if there is room for it.
+    fn wait<F, W>(self: &Arc<Self>, exchange: Exchange, work: F)
+    where
+        F: FnOnce(Arc<Self>) -> W + Send + 'static,
+        W: Future<Output = ()> + Send,
+    {
+        let scarce = self.waiting.available_permits() < DISCOVER_PLACES;
+        let first_to_go = exchange.request.kind == MessageType::Discover;
+        let place = match Arc::clone(&self.waiting).try_acquire_owned() {
+            Ok(place) if !(scarce && first_to_go) => place,
+            _ => return count_dropped("overload"),
+        };
+        let service = Arc::clone(self);
+        tokio::spawn(async move {
+            work(service).await;
+            drop(place);
+        });
+    }
+
+    /// Leaves the packet to the nodes that come first, and takes it when they do not.
+    async fn after_others(self: Arc<Self>, exchange: Exchange, delay: Duration) {
+        tokio::time::sleep(delay).await;
+        if self.progress(&exchange) == Some(Progress::Proposed) {
+            tokio::time::sleep(PROPOSED_GRACE).await;
+        }
+        if self.progress(&exchange) == Some(Progress::Answered) {
+            return silent(&exchange, Reason::Answered);
+        }
+        let (action, source, client) = self.look(&exchange, false);
+        match action {
+            Action::Reply(reply) => {
+                let mut notices = Vec::new();
+                self.send(&exchange, &reply, source, client, &mut notices);
+                self.tell(&notices);
+            }
+            action => self.finish(exchange, action, source).await,
+        }
+    }
+
+    fn progress(&self, exchange: &Exchange) -> Option<Progress> {
+        self.recent().progress(exchange.hash, Instant::now())
+    }
+
+    /// Carries an action through to its reply.
+    async fn finish(self: Arc<Self>, exchange: Exchange, action: Action, source: Ipv4Addr) {
+        let mut notices = Vec::new();
+        match action {
+            Action::Reply(reply) => self.send(&exchange, &reply, source, None, &mut notices),
+            Action::Silent(reason) => silent(&exchange, reason),
+            Action::Confirm => {
+                let catch_up = self.cluster.read_linear(|_| ());
+                match tokio::time::timeout(CONFIRM_TIMEOUT, catch_up).await {
+                    Ok(Ok(())) => {
+                        let (action, source, client) = self.look(&exchange, true);
+                        match action {
+                            Action::Propose(command) => {
+                                self.propose(&exchange, command, source, &mut notices).await;
+                            }
+                            Action::Reply(reply) => {
+                                self.send(&exchange, &reply, source, client, &mut notices);
+                            }
+                            Action::Silent(reason) => silent(&exchange, reason),
+                            Action::Confirm => silent(&exchange, Reason::NotCaughtUp),
+                        }
+                    }
+                    _ => silent(&exchange, Reason::NoQuorum),
+                }
+            }
+            Action::Propose(command) => {
+                self.propose(&exchange, command, source, &mut notices).await;
+            }
+        }
+        self.tell(&notices);
+    }
+
+    /// Commit before promise: what is not committed in time is not answered.
+    async fn propose(
+        &self,
+        exchange: &Exchange,
+        command: Command,
+        source: Ipv4Addr,
+        notices: &mut Vec<Notice>,
+    ) {
+        let proposal = Proposal {
+            request: RequestId(uuid::Uuid::new_v4()),
+            actor: self.actor.clone(),
+            if_match: None,
+            command,
+        };
+        let commit = self.cluster.propose(proposal);
+        let outcome: Outcome = match tokio::time::timeout(COMMIT_TIMEOUT, commit).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(problem)) => {
+                tracing::debug!(%problem, "not committed");
+                return count_dropped("not_committed");
+            }
+            Err(_) => return count_dropped("commit_timeout"),
+        };
+        let standing = self.standing();
+        let reply = self.cluster.read(|state| {
+            self.view(state, &standing, exchange, true, |view| {
+                conclude(state, &exchange.request, &outcome, view, standing.now)
+            })
+        });
+        match reply {
+            Ok(Some(reply)) => self.send(exchange, &reply, source, None, notices),
+            Ok(None) => notices.push(Notice::Exchange(exchange.hash, Progress::Answered)),
+            Err(reason) => {
+                if let Err(rejection) = &outcome.result {
+                    let code = rejection.code();
+                    metrics::counter!("muster_dhcp_rejected_total", "code" => code).increment(1);
+                }
+                silent(exchange, reason);
+            }
+        }
+    }
+
+    /// Who answers, and what, when a packet comes in.
+    fn first_look(&self, state: &State, standing: &Standing, exchange: &Exchange) -> Verdict {
+        let request = &*exchange.request;
+        let copy = self.recent().is_copy(exchange.hash, exchange.received);
+        self.note_choice(state, standing, exchange);
+        let rank = self.rank(state, standing, request);
+        // A client that asks again was not heard, or its answer was lost: whoever can, answers.
+        let again = copy && request.kind == MessageType::Request;
+        match rank {
+            Some(rank) if rank > 0 && !again => {
+                Verdict::After(rank::delay(rank, request.relayed()))
+            }
+            // A node without a rank has no identifier here either: `decide` says so.
+            _ => self.verdict(state, standing, exchange, false),
+        }
+    }
+
+    /// A REQUEST heard by all tells which offer the client took (RFC 2131 §4.3.2).
+    fn note_choice(&self, state: &State, standing: &Standing, exchange: &Exchange) {
+        let request = &*exchange.request;
+        let (Some(named), Some(address)) = (request.server_id, request.client.requested) else {
+            return;
+        };
+        let Some(client) = known_as(state, request) else {
+            return;
+        };
+        let mut recent = self.recent();
+        if honoured(state, request, named, standing.now) {
+            recent.note(Notice::Offered(address, client), exchange.received);
+        } else {
+            recent.forget_offers(client);
+        }
+    }
+
+    /// This node's place among those that can answer: the live members with an identifier on the
+    /// client's subnet; or, of a relayed packet, with any, because a relay reaches them all.
+    fn rank(&self, state: &State, standing: &Standing, request: &Request) -> Option<u32> {
+        let subnet = state.subnet_of_link(&request.client.link)?;
+        let on_link = |address: &Ipv4Addr| request.relayed() || subnet.cidr.contains(address);
+        let nodes: Vec<NodeId> = state
+            .members()
+            .filter(|member| member.id == self.node || standing.live.contains(&member.id))
+            .filter(|member| member.identifiers.iter().any(on_link))
+            .map(|member| member.id)
+            .collect();
+        let named = request
+            .server_id
+            .and_then(|named| state.identifier(named))
+            .map(|identifier| identifier.node);
+        rank::rank(request.sender(), named, &nodes, self.node)
+    }
+
+    fn look(&self, exchange: &Exchange, confirmed: bool) -> (Action, Ipv4Addr, Option<ClientHash>) {
+        let standing = self.standing();
+        let verdict = self
+            .cluster
+            .read(|state| self.verdict(state, &standing, exchange, confirmed));
+        match verdict {
+            Verdict::Now {
+                action,
+                source,
+                client,
+            } => (action, source, client),
+            Verdict::After(_) => (
+                Action::Silent(Reason::Answered),
+                Ipv4Addr::UNSPECIFIED,
+                None,
+            ),
+        }
+    }
+
+    fn verdict(
+        &self,
+        state: &State,
+        standing: &Standing,
+        exchange: &Exchange,
+        confirmed: bool,
+    ) -> Verdict {
+        self.view(state, standing, exchange, confirmed, |view| Verdict::Now {
+            action: decide(state, &exchange.request, view, standing.now),
+            source: view.identifier.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            client: known_as(state, &exchange.request),
+        })
+    }
+
+    /// Calls `then` with what `decide` needs to know.
+    fn view<T>(
+        &self,
+        state: &State,
+        standing: &Standing,
+        exchange: &Exchange,
+        confirmed: bool,
+        then: impl FnOnce(&PeerView<'_>) -> T,
+    ) -> T {
+        let request = &*exchange.request;
+        let identifier = self.identifier(state, request);
+        let advertised = match self.options.advertise {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        };
+        // On its own link a client reaches us at the address there; through a relay, where we say.
+        let address = match (request.relayed(), identifier, advertised) {
+            (false, Some(on_link), _) => on_link,
+            (_, _, Some(advertised)) => advertised,
+            (_, identifier, None) => identifier.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        };
+        let client = known_as(state, request).unwrap_or_default();
+        let now = Instant::now();
+        then(&PeerView {
+            node: self.node,
+            identifier,
+            address,
+            boot_port: self.options.boot_port,
+            quorum: standing.quorum,
+            caught_up: standing.caught_up,
+            confirmed,
+            avoid: &|address| self.recent().offered_to_other(address, client, now),
+            render: &|_| Err("templates in options are not rendered yet".to_owned()),
+        })
+    }
+
+    /// The registered address of this node to answer from: the one that the packet came to, else
+    /// one on the client's link.
+    fn identifier(&self, state: &State, request: &Request) -> Option<Ipv4Addr> {
+        let own = &state.member(self.node)?.identifiers;
+        if own.contains(&request.arrival.destination) {
+            return Some(request.arrival.destination);
+        }
+        let here = || {
+            let link = request.arrival.link.iter();
+            link.copied().filter(|address| own.contains(address))
+        };
+        let subnet = state.subnet_of_link(&request.client.link)?;
+        here()
+            .find(|address| subnet.cidr.contains(address))
+            .or_else(|| here().next().filter(|_| request.relayed()))
+    }
+
+    fn standing(&self) -> Standing {
+        let quorum = self.cluster.has_quorum();
+        let (now, steady) = self.clock.now(quorum);
+        Standing {
+            now,
+            quorum,
+            caught_up: self.cluster.caught_up_once() && steady,
+            live: self
+                .cluster
+                .peers()
+                .into_iter()
+                .filter(|peer| peer.live)
+                .map(|peer| peer.id)
+                .collect(),
+        }
+    }
+
+    fn send(
+        &self,
+        exchange: &Exchange,
+        reply: &Reply,
+        source: Ipv4Addr,
+        client: Option<ClientHash>,
+        notices: &mut Vec<Notice>,
+    ) {
+        let request = &*exchange.request;
+        let port = match request.arrival.boot_server {
+            true => Port::BootServer,
+            false => Port::Server,
+        };
+        let bytes = reply.encode(request);
+        let destination = reply.destination(request);
+        if let Err(problem) = exchange.link.send(port, source, destination, &bytes) {
+            tracing::debug!(?destination, %problem, "reply not sent");
+            return count_dropped("send_failed");
+        }
+        let now = Instant::now();
+        if let (MessageType::Offer, Some(client), false) =
+            (reply.kind, client, reply.yiaddr.is_unspecified())
+        {
+            notices.push(Notice::Offered(reply.yiaddr, client));
+        }
+        notices.push(Notice::Exchange(exchange.hash, Progress::Answered));
+        let kind = kind_label(reply.kind);
+        metrics::counter!("muster_dhcp_sent_total", "type" => kind).increment(1);
+        metrics::histogram!("muster_dhcp_answer_seconds", "type" => kind)
+            .record(now.duration_since(exchange.received).as_secs_f64());
+        tracing::debug!(
+            interface = exchange.link.name,
+            client = %hex::encode(request.sender()),
+            kind,
+            address = %reply.yiaddr,
+            "answered"
+        );
+    }
+
+    /// Remembers, and tells the peers.
+    fn tell(&self, notices: &[Notice]) {
+        if notices.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let mut recent = self.recent();
+        for notice in notices {
+            recent.note(*notice, now);
+        }
+        drop(recent);
+        self.cluster.gossip(Notice::encode(notices));
+    }
+}
+
+/// By what the client is known on its subnet.
+fn known_as(state: &State, request: &Request) -> Option<ClientHash> {
+    let subnet = state.subnet_of_link(&request.client.link)?;
+    let key = state.client_key(&request.client, subnet)?;
+    Some(client_hash(&key))
+}
+
+fn exchange_hash(request: &Request) -> ExchangeHash {
+    let mut octets = request.xid.to_be_bytes().to_vec();
+    octets.push(request.kind.into());
+    octets.extend_from_slice(request.sender());
+    rank::hash(&octets)
+}
+
+fn silent(exchange: &Exchange, reason: Reason) {
+    tracing::debug!(
+        interface = exchange.link.name,
+        client = %hex::encode(exchange.request.sender()),
+        kind = kind_label(exchange.request.kind),
+        reason = reason.label(),
+        "not answered"
+    );
+    count_dropped(reason.label());
+}
+
+fn count_received(kind: MessageType) {
+    metrics::counter!("muster_dhcp_received_total", "type" => kind_label(kind)).increment(1);
+}
+
+fn count_dropped(reason: &'static str) {
+    metrics::counter!("muster_dhcp_dropped_total", "reason" => reason).increment(1);
+}
+
+fn kind_label(kind: MessageType) -> &'static str {
+    match kind {
+        MessageType::Discover => "discover",
+        MessageType::Offer => "offer",
+        MessageType::Request => "request",
+        MessageType::Decline => "decline",
+        MessageType::Ack => "ack",
+        MessageType::Nak => "nak",
+        MessageType::Release => "release",
+        MessageType::Inform => "inform",
+        _ => "other",
+    }
+}
