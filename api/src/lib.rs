@@ -1,1 +1,80 @@
+//! How people and programs talk to the cluster: the REST API, its client, and the templates that
+//! machines are given.
+//!
+//! Any node takes any request: what is written is proposed to the cluster and answered when this
+//! node has applied it. Start reading at [`rest::router`]; [`server`] puts it on the wire.
 
+pub mod auth;
+pub mod client;
+pub mod input;
+pub mod problem;
+pub mod rest;
+pub mod server;
+pub mod template;
+pub mod view;
+
+pub use problem::Problem;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use muster_raft::Cluster;
+use muster_storage::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+/// What every handler has at hand.
+pub struct App {
+    /// The cluster, through the node that serves this API.
+    pub cluster: Cluster,
+    /// Passwords that were verified lately.
+    pub(crate) verified: auth::Verified,
+    metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// Cancelled when the server stops: ends streams that would never end by themselves.
+    pub(crate) stopping: CancellationToken,
+    draining: AtomicBool,
+}
+
+/// [`App`], shared by all requests.
+pub type Shared = Arc<App>;
+
+impl App {
+    /// The application on `cluster`; `metrics` gives the text for `/metrics`, `stopping` is
+    /// cancelled when the node stops.
+    pub fn new(
+        cluster: Cluster,
+        metrics: impl Fn() -> String + Send + Sync + 'static,
+        stopping: CancellationToken,
+    ) -> Shared {
+        Arc::new(Self {
+            cluster,
+            verified: auth::Verified::default(),
+            metrics: Box::new(metrics),
+            stopping,
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes `/readyz` turn load balancers away, before the node stops.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the node is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The time by which tokens are judged: this node's clock, or the cluster's if that is ahead.
+    pub(crate) fn now(&self) -> Timestamp {
+        clock().max(self.cluster.read(|state| state.time()))
+    }
+}
+
+/// This node's clock.
+pub(crate) fn clock() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -196,6 +196,9 @@ impl State {
             Object::Subnet(subnet) => self.check_subnet(subnet),
             Object::Machine(machine) => self.check_machine(machine),
             Object::Bootenv(bootenv) => check_bootenv(bootenv),
+            Object::User(user) if user.name.contains(['/', ':']) => {
+                Err(invalid("name", "a user's name has no `/` and no `:`"))
+            }
             Object::Settings(settings) if settings.lease_secs == 0 => {
                 Err(invalid("lease_secs", "must be at least 1"))
             }

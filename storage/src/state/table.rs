@@ -59,7 +59,7 @@ pub struct Meta {
     pub schema: u16,
     /// Latest entry time; never runs back.
     pub time: Timestamp,
-    /// Revision of the last entry's first proposal.
+    /// Revision of the last proposal of the last entry: what is at or below it has been applied.
     pub revision: Revision,
 }
 
@@ -98,7 +98,8 @@ impl State {
         let at = self.meta.time.max(entry.at);
         let mut meta = self.meta.clone();
         meta.time = at;
-        meta.revision = revision;
+        let last = entry.proposals.len().saturating_sub(1) as u64;
+        meta.revision = Revision(revision.0.saturating_add(last));
         meta.schema = meta.schema.max(1);
         self.put(RowKey::Meta, Some(Row::Meta(meta)));
         let outcomes = entry
@@ -214,7 +215,7 @@ impl State {
         self.digest
     }
 
-    /// Revision of the last applied entry.
+    /// Revision of the last applied proposal.
     pub fn revision(&self) -> Revision {
         self.meta.revision
     }
@@ -380,6 +381,13 @@ impl State {
             .events
             .partition_point(|(_, change)| change.revision <= after);
         Ok(self.events.range(start..).map(|(_, change)| change))
+    }
+
+    /// Revision to follow the history from, as far as it is kept.
+    pub fn history_start(&self) -> Revision {
+        // The oldest revision may be there in part.
+        let first = self.events.front().filter(|_| self.events.len() >= EVENTS_MAX);
+        first.map_or(Revision(0), |(_, change)| change.revision)
     }
 
     fn execute(&mut self, context: Context<'_>, command: &Command) -> Result<Effect, Rejection> {

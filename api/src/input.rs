@@ -1,0 +1,275 @@
+//! From JSON to objects, and the checks that need a template engine or a schema validator.
+//!
+//! What the state decides (names, addresses, owners) is decided when the write is applied; what is
+//! checked here concerns only what was sent and what it names.
+
+mod check;
+
+pub use check::check;
+
+use muster_storage::State;
+use muster_storage::model::{Object, ObjectKind};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::auth;
+use crate::problem::Problem;
+use crate::view::{self, ADDED, HIDDEN};
+
+/// Name of the field that is an object's key.
+pub fn key_field(kind: ObjectKind) -> &'static str {
+    match kind {
+        ObjectKind::Reservation => "address",
+        ObjectKind::Artifact => "path",
+        ObjectKind::Subnet
+        | ObjectKind::Template
+        | ObjectKind::Bootenv
+        | ObjectKind::Machine
+        | ObjectKind::Profile
+        | ObjectKind::Param
+        | ObjectKind::Settings
+        | ObjectKind::User => "name",
+    }
+}
+
+/// A JSON object as it was sent, of a known kind, without what the cluster adds on reading.
+#[derive(Debug)]
+pub struct Draft {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// Its fields.
+    pub fields: Map<String, Value>,
+}
+
+impl Draft {
+    /// Takes what was sent; `kind` is that of the path, else the object has to say it.
+    ///
+    /// # Errors
+    /// When it is no object, or of no or another kind.
+    pub fn new(kind: Option<ObjectKind>, value: Value) -> Result<Self, Problem> {
+        let Value::Object(mut fields) = value else {
+            return Err(Problem::new(
+                "invalid",
+                "an object is expected, as in {\"name\": …}",
+            ));
+        };
+        let said = match fields.remove("kind") {
+            None => None,
+            Some(Value::String(text)) => {
+                let parsed = text.parse::<ObjectKind>();
+                Some(parsed.map_err(|error| Problem::invalid("kind", error.to_string()))?)
+            }
+            Some(_) => return Err(Problem::invalid("kind", "must be a text")),
+        };
+        let kind = match (kind, said) {
+            (Some(kind), Some(said)) if kind != said => {
+                return Err(Problem::invalid(
+                    "kind",
+                    format!("is {said}, but {kind} is expected here"),
+                ));
+            }
+            (Some(kind), _) | (None, Some(kind)) => kind,
+            (None, None) => return Err(Problem::invalid("kind", "is missing")),
+        };
+        for name in ADDED {
+            fields.remove(*name);
+        }
+        Ok(Self { kind, fields })
+    }
+
+    /// Puts the key of the path in; one that was sent has to be the same.
+    ///
+    /// # Errors
+    /// When another key was sent: objects are not renamed.
+    pub fn with_key(mut self, key: &str) -> Result<Self, Problem> {
+        let field = key_field(self.kind);
+        let sent = self.fields.entry(field).or_insert_with(|| key.into());
+        if sent.as_str() == Some(key) {
+            Ok(self)
+        } else {
+            Err(Problem::invalid(
+                field,
+                format!("is not `{key}`; objects cannot be renamed"),
+            ))
+        }
+    }
+
+    /// The key, as far as it was sent.
+    pub fn key(&self) -> Option<&str> {
+        self.fields.get(key_field(self.kind))?.as_str()
+    }
+
+    /// Hashes the password that was sent for a user.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub async fn with_password_hashed(mut self) -> Result<Self, Problem> {
+        if self.kind != ObjectKind::User {
+            return Ok(self);
+        }
+        if self.fields.contains_key("password_hash") {
+            return Err(unknown_field("password_hash", "send `password`"));
+        }
+        match self.fields.remove("password") {
+            Some(Value::String(password)) => {
+                let hash = auth::hash_password(password).await?;
+                self.fields.insert("password_hash".to_owned(), hash.into());
+            }
+            Some(_) => return Err(Problem::invalid("password", "must be a text")),
+            None => {}
+        }
+        Ok(self)
+    }
+
+    /// Puts back what reading hid, so that an object can be read, edited and written: hidden params
+    /// and the password of a user keep their values.
+    pub fn keep_secrets(&mut self, state: &State) {
+        let Some(current) = self.key().and_then(|key| state.object(self.kind, key)) else {
+            return;
+        };
+        let current = view::fields(&current.object);
+        match self.kind {
+            ObjectKind::User => {
+                let hash = current.get("password_hash").cloned().unwrap_or_default();
+                self.fields.entry("password_hash").or_insert(hash);
+            }
+            ObjectKind::Machine | ObjectKind::Profile => {
+                let known = current.get("params").and_then(Value::as_object);
+                let sent = self.fields.get_mut("params").and_then(Value::as_object_mut);
+                for (name, value) in sent.into_iter().flatten() {
+                    let hidden = value == HIDDEN && view::is_secure(state, name);
+                    if let Some(known) = known.filter(|_| hidden).and_then(|known| known.get(name))
+                    {
+                        *value = known.clone();
+                    }
+                }
+            }
+            ObjectKind::Param => {
+                let hidden = current.get("secure") == Some(&Value::Bool(true));
+                match (self.fields.get_mut("default"), current.get("default")) {
+                    (Some(sent), Some(known)) if hidden && *sent == HIDDEN => *sent = known.clone(),
+                    _ => {}
+                }
+            }
+            ObjectKind::Subnet
+            | ObjectKind::Reservation
+            | ObjectKind::Template
+            | ObjectKind::Bootenv
+            | ObjectKind::Settings
+            | ObjectKind::Artifact => {}
+        }
+    }
+
+    /// Lets a reservation name its machine by name or MAC; `find` gives the UUID.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn settle_machine(&mut self, find: impl Fn(&str) -> Option<Uuid>) -> Result<(), Problem> {
+        if self.kind != ObjectKind::Reservation {
+            return Ok(());
+        }
+        if let Some(Value::String(text)) = self.fields.get_mut("machine") {
+            if text.parse::<Uuid>().is_err() {
+                let uuid = find(text).ok_or_else(|| {
+                    Problem::invalid("machine", format!("machine `{text}` does not exist"))
+                })?;
+                *text = uuid.to_string();
+            }
+        }
+        Ok(())
+    }
+
+    /// The object, with every field checked.
+    ///
+    /// # Errors
+    /// When a field is unknown, missing or of the wrong form; the field is named.
+    pub fn parse(self) -> Result<Object, Problem> {
+        let value = Value::Object(self.fields);
+        Ok(match self.kind {
+            ObjectKind::Subnet => Object::Subnet(parse(value)?),
+            ObjectKind::Reservation => Object::Reservation(parse(value)?),
+            ObjectKind::Template => Object::Template(parse(value)?),
+            ObjectKind::Bootenv => Object::Bootenv(parse(value)?),
+            ObjectKind::Machine => Object::Machine(parse(value)?),
+            ObjectKind::Profile => Object::Profile(parse(value)?),
+            ObjectKind::Param => Object::Param(parse(value)?),
+            ObjectKind::Settings => Object::Settings(parse(value)?),
+            ObjectKind::Artifact => Object::Artifact(parse(value)?),
+            ObjectKind::User => {
+                Object::User(
+                    parse(value).map_err(|problem| match problem.more.get("field") {
+                        Some(field) if field == "password_hash" => {
+                            Problem::invalid("password", "is missing")
+                        }
+                        _ => problem,
+                    })?,
+                )
+            }
+        })
+    }
+}
+
+/// Reads a value into a type that refuses unknown fields; says which field is wrong.
+///
+/// # Errors
+/// As [`Draft::parse`].
+pub fn parse<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let path = if path == "." { String::new() } else { path };
+        let message = error.inner().to_string();
+        let named = |prefix: &str| {
+            let name = message.strip_prefix(prefix)?.split('`').next()?;
+            // The path may end with the name already.
+            let inside = path
+                .strip_suffix(name)
+                .unwrap_or(&path)
+                .trim_end_matches('.');
+            Some(if inside.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{inside}.{name}")
+            })
+        };
+        if let Some(field) = named("unknown field `") {
+            let advice = message.split_once(", ").map_or("", |(_, advice)| advice);
+            unknown_field(&field, advice)
+        } else if let Some(field) = named("missing field `") {
+            Problem::invalid(&field, "is missing")
+        } else if path.is_empty() {
+            Problem::new("invalid", message)
+        } else {
+            Problem::invalid(&path, message)
+        }
+    })
+}
+
+fn unknown_field(field: &str, advice: &str) -> Problem {
+    Problem::new(
+        "unknown_field",
+        format!("unknown field `{field}`; {advice}"),
+    )
+    .with("field", field)
+}
+
+/// Merges an RFC 7396 patch into `target`.
+pub fn merge(target: &mut Value, patch: Value) {
+    match patch {
+        Value::Object(patch) => {
+            if !target.is_object() {
+                *target = Value::Object(Map::new());
+            }
+            if let Value::Object(fields) = target {
+                for (name, value) in patch {
+                    if value.is_null() {
+                        fields.remove(&name);
+                    } else {
+                        merge(fields.entry(name).or_insert(Value::Null), value);
+                    }
+                }
+            }
+        }
+        other => *target = other,
+    }
+}

@@ -1,0 +1,130 @@
+//! What a machine would be given: rendered templates, and which rule decides its boot.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use muster_storage::model::Mac;
+use muster_storage::state::{BootClient, BootTarget};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::extract::{Key, Params};
+use crate::Shared;
+use crate::problem::Problem;
+use crate::template::{self, Job, NodeView, RenderContext};
+
+pub fn router() -> Router<Shared> {
+    Router::new().route("/explain", get(explain))
+}
+
+pub fn machine_router() -> Router<Shared> {
+    Router::new().route("/{key}/render", get(render))
+}
+
+#[derive(Deserialize)]
+struct Which {
+    template: String,
+}
+
+/// The text that a machine would get from this node.
+async fn render(
+    State(app): State<Shared>,
+    Key(key): Key,
+    Params(Which { template }): Params<Which>,
+) -> Result<Response, Problem> {
+    let (node, nodes) = template::nodes(&app.cluster);
+    let job = app.cluster.read(|state| {
+        let machine = state
+            .machine(&key)
+            .ok_or_else(|| Problem::not_found("machine", &key))?;
+        if state.template(&template).is_none() {
+            return Err(Problem::not_found("template", &template));
+        }
+        let context = RenderContext {
+            machine: Some(machine),
+            node,
+            nodes,
+        };
+        Ok(Job::named(state, &context, &template))
+    })?;
+    let text = run(job).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+}
+
+async fn run(job: Job) -> Result<String, Problem> {
+    let rendered = tokio::task::spawn_blocking(|| job.run()).await;
+    rendered
+        .map_err(|_| Problem::new("internal", "a worker thread failed"))?
+        .map_err(Problem::from)
+}
+
+#[derive(Deserialize)]
+struct Who {
+    mac: Mac,
+}
+
+/// What a machine would be served now, by which rule, and why.
+async fn explain(
+    State(app): State<Shared>,
+    Params(Who { mac }): Params<Who>,
+) -> Result<axum::Json<Value>, Problem> {
+    let (node, nodes) = template::nodes(&app.cluster);
+    let (mut answer, arguments) = app
+        .cluster
+        .read(|state| explain_in(state, mac, &node, &nodes));
+    if let Some(job) = arguments {
+        let (name, value) = match run(job).await {
+            Ok(text) => ("kernel_args", text),
+            Err(problem) => ("kernel_args_problem", problem.detail),
+        };
+        answer.insert(name.to_owned(), value.into());
+    }
+    Ok(axum::Json(Value::Object(answer)))
+}
+
+fn explain_in(
+    state: &muster_storage::State,
+    mac: Mac,
+    node: &NodeView,
+    nodes: &[NodeView],
+) -> (Map<String, Value>, Option<Job>) {
+    let plan = state.boot_plan(&BootClient { mac });
+    let mut answer = Map::new();
+    let mut add = |name: &str, value: Value| answer.insert(name.to_owned(), value);
+    add("mac", mac.to_string().into());
+    add(
+        "machine",
+        plan.machine.map(|machine| machine.name.clone()).into(),
+    );
+    add("rule", plan.rule.into());
+    let mut arguments = None;
+    match plan.target {
+        BootTarget::Local => {
+            add("target", "local".into());
+        }
+        BootTarget::Hold { reason } => {
+            add("target", "hold".into());
+            add("reason", reason.into());
+        }
+        BootTarget::Bootenv(bootenv) => {
+            let artifact = |path: &String| {
+                let found = state.artifact(path);
+                json!({"path": path, "sha256": found.map(|a| a.sha256.to_string()), "size": found.map(|a| a.size)})
+            };
+            let context = RenderContext {
+                machine: plan.machine,
+                node: node.clone(),
+                nodes: nodes.to_vec(),
+            };
+            add("target", "bootenv".into());
+            add("bootenv", bootenv.name.clone().into());
+            add("kernel", bootenv.kernel.as_ref().map(artifact).into());
+            add("initrds", bootenv.initrds.iter().map(artifact).collect());
+            add("files", json!(bootenv.files));
+            arguments = Some(Job::text(state, &context, &bootenv.kernel_args));
+        }
+    }
+    (answer, arguments)
+}

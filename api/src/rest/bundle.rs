@@ -1,0 +1,127 @@
+//! Many objects in one command, all or nothing.
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use muster_storage::command::PutMode;
+use muster_storage::model::{Object, ObjectKind};
+use muster_storage::{Command, Effect};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::extract::{Json, On};
+use super::write::write;
+use crate::Shared;
+use crate::input::{self, Draft};
+use crate::problem::Problem;
+
+/// Writes an array of objects, each with its `kind`, in any order.
+pub async fn apply(
+    State(app): State<Shared>,
+    On(actor): On,
+    Json(body): Json,
+) -> Result<axum::Json<Value>, Problem> {
+    let Value::Array(items) = body else {
+        return Err(Problem::new(
+            "invalid",
+            "an array of objects is expected, each with its `kind`",
+        ));
+    };
+    if items.len() > Command::MANY_MAX {
+        let detail = format!("a bundle may have {} objects; split it", Command::MANY_MAX);
+        return Err(Problem::new("too_large", detail));
+    }
+    let mut drafts = Vec::with_capacity(items.len());
+    for (index, item) in items.into_iter().enumerate() {
+        let place = |problem: Problem| problem.inside(&format!("object {}", index + 1));
+        let draft = Draft::new(None, item).map_err(place)?;
+        if draft.kind == ObjectKind::Artifact {
+            let advice = "artifacts are uploaded: muster artifacts upload FILE --path PATH";
+            return Err(place(Problem::invalid("kind", advice)));
+        }
+        drafts.push(draft.with_password_hashed().await.map_err(place)?);
+    }
+    app.cluster.read(|state| {
+        let uuids = name_machines(state, &mut drafts);
+        let find = |key: &str| {
+            let known = || state.machine(key).map(|machine| machine.uuid);
+            uuids.get(key).copied().or_else(known)
+        };
+        for draft in &mut drafts {
+            draft.keep_secrets(state);
+            draft.settle_machine(find)?;
+        }
+        Ok::<_, Problem>(())
+    })?;
+    let mut objects = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        let place = format!(
+            "{} `{}`",
+            draft.kind,
+            draft.key().unwrap_or("without a name")
+        );
+        objects.push(draft.parse().map_err(|problem| problem.inside(&place))?);
+    }
+    let check = app.cluster.read(|state| input::check(state, &objects));
+    check(&objects)?;
+
+    let order = |object: &Object| {
+        ObjectKind::ALL
+            .iter()
+            .position(|kind| *kind == object.kind())
+    };
+    objects.sort_by_key(order);
+    let keys: Vec<(ObjectKind, String)> = objects.iter().map(|o| (o.kind(), o.key())).collect();
+    let commands = objects.into_iter().map(|object| Command::Put {
+        object,
+        mode: PutMode::Apply,
+    });
+    let outcome = write(&app, actor, None, Command::Many(commands.collect())).await?;
+    let effects = match outcome.result {
+        Ok(Effect::Many(effects)) => effects,
+        _ => Vec::new(),
+    };
+    let items: Vec<Value> = keys
+        .into_iter()
+        .zip(effects)
+        .map(|((kind, key), effect)| {
+            let created = matches!(effect, Effect::Stored { created: true, .. });
+            json!({"kind": kind.singular(), "key": key, "created": created})
+        })
+        .collect();
+    Ok(axum::Json(
+        json!({"items": items, "revision": outcome.revision.0}),
+    ))
+}
+
+/// Gives new machines a UUID where a reservation of the same bundle names them.
+fn name_machines(state: &muster_storage::State, drafts: &mut [Draft]) -> BTreeMap<String, Uuid> {
+    let named: Vec<String> = drafts
+        .iter()
+        .filter(|draft| draft.kind == ObjectKind::Reservation)
+        .filter_map(|draft| draft.fields.get("machine")?.as_str().map(str::to_owned))
+        .collect();
+    let mut uuids = BTreeMap::new();
+    for draft in drafts
+        .iter_mut()
+        .filter(|draft| draft.kind == ObjectKind::Machine)
+    {
+        let Some(name) = draft.key().filter(|name| named.iter().any(|n| n == name)) else {
+            continue;
+        };
+        let name = name.to_owned();
+        let known = state.machine(&name).map(|machine| machine.uuid);
+        let sent = draft
+            .fields
+            .get("uuid")
+            .and_then(Value::as_str)
+            .and_then(|u| u.parse().ok());
+        let uuid = known.or(sent).unwrap_or_else(Uuid::new_v4);
+        draft
+            .fields
+            .entry("uuid")
+            .or_insert_with(|| uuid.to_string().into());
+        uuids.insert(name, uuid);
+    }
+    uuids
+}

@@ -1,0 +1,124 @@
+//! The cluster as a whole: status, joining, leadership.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use muster_storage::Command;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::extract::{Json, On};
+use super::write::write;
+use super::{DONE, nodes};
+use crate::problem::Problem;
+use crate::{Shared, input};
+
+/// Longest life of a join token, in seconds: a year.
+const TTL_SECS_MAX: u64 = 365 * 24 * 3600;
+
+pub fn router() -> Router<Shared> {
+    Router::new()
+        .route("/", get(status))
+        .route(
+            "/join-tokens",
+            post(new_join_token).delete(revoke_join_tokens),
+        )
+        .route("/transfer", post(transfer))
+        .route("/drain", post(drain))
+}
+
+/// As this node sees it, with or without a quorum.
+async fn status(State(app): State<Shared>) -> axum::Json<Value> {
+    let status = app.cluster.status();
+    let nodes: Vec<Value> = status
+        .nodes
+        .iter()
+        .map(|node| Value::Object(nodes::status(node)))
+        .collect();
+    axum::Json(json!({
+        "cluster_id": status.cluster_id,
+        "leader": status.leader.map(|leader| leader.0),
+        "revision": status.revision.0,
+        "quorum": status.quorum,
+        "nodes": nodes,
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewJoinToken {
+    ttl_secs: u64,
+}
+
+async fn new_join_token(
+    State(app): State<Shared>,
+    On(actor): On,
+    Json(body): Json,
+) -> Result<Response, Problem> {
+    let NewJoinToken { ttl_secs } = input::parse(body)?;
+    if ttl_secs == 0 || ttl_secs > TTL_SECS_MAX {
+        return Err(Problem::invalid(
+            "ttl_secs",
+            format!("must be 1 to {TTL_SECS_MAX}"),
+        ));
+    }
+    let token = app
+        .cluster
+        .join_token(Duration::from_secs(ttl_secs), actor)
+        .await?;
+    Ok((StatusCode::CREATED, axum::Json(json!({"token": token}))).into_response())
+}
+
+async fn revoke_join_tokens(
+    State(app): State<Shared>,
+    On(actor): On,
+) -> Result<StatusCode, Problem> {
+    write(&app, actor, None, Command::RevokeJoinTokens).await?;
+    Ok(DONE)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    #[serde(default)]
+    node: Option<String>,
+}
+
+/// Hands leadership to a node, or to any other than the one that has it.
+async fn transfer(
+    State(app): State<Shared>,
+    On(_): On,
+    Json(body): Json,
+) -> Result<StatusCode, Problem> {
+    let Which { node } = input::parse(body)?;
+    let node = node.map(|key| nodes::find(&app, &key)).transpose()?;
+    app.cluster.transfer(node).await?;
+    Ok(DONE)
+}
+
+/// Makes a node ready to be stopped: it is ready no more, and leads no more.
+async fn drain(
+    State(app): State<Shared>,
+    On(_): On,
+    Json(body): Json,
+) -> Result<StatusCode, Problem> {
+    let Which { node } = input::parse(body)?;
+    if let Some(key) = node {
+        let node = nodes::find(&app, &key)?;
+        if node != app.cluster.node_id() {
+            let own = app.cluster.node_name();
+            let detail =
+                format!("this is `{own}`; call `{key}` itself: muster --endpoint https://…");
+            return Err(Problem::new("conflict", detail));
+        }
+    }
+    app.drain();
+    if app.cluster.leader() == Some(app.cluster.node_id()) {
+        app.cluster.transfer(None).await?;
+    }
+    Ok(DONE)
+}

@@ -1,0 +1,135 @@
+//! Reading requests: bodies, queries and headers, with problems for answers.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use muster_storage::{Actor, Revision};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::problem::Problem;
+
+/// Longest body of a request that is not an upload, in octets: a bundle of some ten thousand
+/// machines.
+pub const BODY_MAX: usize = 16 << 20;
+
+/// A body of JSON.
+pub struct Json(pub Value);
+
+impl<S: Send + Sync> FromRequest<S> for Json {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let body = http_body_util::Limited::new(request.into_body(), BODY_MAX);
+        let collected = http_body_util::BodyExt::collect(body).await;
+        let bytes = collected.map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() {
+                Problem::new("too_large", format!("a body may have {BODY_MAX} octets"))
+            } else {
+                Problem::new("malformed", format!("the body cannot be read: {error}"))
+            }
+        })?;
+        read_json(&bytes.to_bytes()).map(Self)
+    }
+}
+
+fn read_json(bytes: &Bytes) -> Result<Value, Problem> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Problem::new("malformed", format!("the body is no JSON: {error}")))
+}
+
+/// The query.
+pub struct Params<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Query::try_from_uri(&parts.uri)
+            .map(|Query(query)| Self(query))
+            .map_err(|error| Problem::new("malformed", error.body_text()))
+    }
+}
+
+/// The rest of the path: a key.
+pub struct Key(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Key {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state)
+            .await
+            .map(|Path(key)| Self(key))
+            .map_err(|error| Problem::new("malformed", error.body_text()))
+    }
+}
+
+/// On whose behalf the request is made, as [`crate::auth`] found out.
+pub struct On(pub Actor);
+
+impl<S: Send + Sync> FromRequestParts<S> for On {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let actor = parts.extensions.get::<Actor>().cloned();
+        actor
+            .map(Self)
+            .ok_or_else(|| Problem::new("unauthorized", "nobody asks"))
+    }
+}
+
+/// `If-Match` and `If-None-Match` (RFC 9110 §13.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// Only if the object is at this revision.
+    pub revision: Option<Revision>,
+    /// Only if the object exists.
+    pub exists: bool,
+    /// Only if it does not exist.
+    pub absent: bool,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Conditions {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let mut conditions = Self::default();
+        match text(&parts.headers, header::IF_MATCH)? {
+            None => {}
+            Some("*") => conditions.exists = true,
+            Some(tag) => {
+                let revision = tag.trim_matches('"').parse().map_err(|_| {
+                    Problem::new("malformed", format!("If-Match: {tag} is no ETag of ours"))
+                })?;
+                conditions.revision = Some(Revision(revision));
+            }
+        }
+        conditions.absent = text(&parts.headers, header::IF_NONE_MATCH)? == Some("*");
+        Ok(conditions)
+    }
+}
+
+/// A header as text.
+pub fn text(headers: &HeaderMap, name: header::HeaderName) -> Result<Option<&str>, Problem> {
+    headers
+        .get(&name)
+        .map(|value| value.to_str().map(str::trim))
+        .transpose()
+        .map_err(|_| Problem::new("malformed", format!("the header {name} cannot be read")))
+}
+
+/// The ETag of a revision.
+pub fn etag(revision: Revision) -> String {
+    format!("\"{revision}\"")
+}
+
+/// 201 for what is new.
+pub fn created(new: bool) -> StatusCode {
+    if new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    }
+}

@@ -1,0 +1,121 @@
+//! What every answer has in common.
+
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::Response;
+use muster_storage::Revision;
+use serde::Deserialize;
+
+use super::extract::Params;
+use crate::Shared;
+use crate::problem::Problem;
+
+/// How long a read waits for a leader, or for a revision to arrive here.
+const READ_WAIT: Duration = Duration::from_secs(5);
+
+/// Name of this node.
+const NODE: &str = "muster-node";
+/// Name of the leader, as far as this node knows one.
+const LEADER: &str = "muster-leader";
+/// What this node has applied.
+const REVISION: &str = "muster-revision";
+/// Set when a read may be out of date: this node has no quorum.
+const STALE: &str = "muster-stale";
+
+/// Adds who answered and how much of history it knows, and counts the request.
+pub async fn describe(State(app): State<Shared>, request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let mut response = next.run(request).await;
+    let status = response.status().as_u16();
+    metrics::counter!("muster_api_requests_total", "method" => name(&method), "status" => status.to_string())
+        .increment(1);
+    let leader = app.cluster.leader();
+    let (revision, leader) = app.cluster.read(|state| {
+        let leader = leader.and_then(|id| state.member(id));
+        (state.revision(), leader.map(|member| member.name.clone()))
+    });
+    let headers = response.headers_mut();
+    set(headers, NODE, app.cluster.node_name());
+    if let Some(leader) = leader {
+        set(headers, LEADER, &leader);
+    }
+    set(headers, REVISION, &revision.to_string());
+    response
+}
+
+fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// A label of few values, whatever a client sends.
+fn name(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        _ => "other",
+    }
+}
+
+/// Query parameters that every read takes.
+#[derive(Deserialize)]
+pub struct Freshness {
+    consistency: Option<Consistency>,
+    min_revision: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// Sees every write that was answered before (the default).
+    Linear,
+    /// What this node has.
+    Local,
+}
+
+/// Lets a read see every write that was answered before, or at least `min_revision`; with
+/// `consistency=local` it is what this node has, and marked when there is no quorum.
+pub async fn consistency(
+    State(app): State<Shared>,
+    Params(asked): Params<Freshness>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    if let Some(revision) = asked.min_revision {
+        let applied = app.cluster.applied(Revision(revision));
+        tokio::time::timeout(READ_WAIT, applied)
+            .await
+            .map_err(|_| {
+                Problem::new(
+                    "unavailable",
+                    format!("revision {revision} has not arrived at this node"),
+                )
+            })?;
+    }
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    // The state of the cluster itself is told as this node sees it, quorum or not.
+    let about_cluster = request.uri().path().trim_end_matches('/') == "/cluster";
+    let local = asked.consistency == Some(Consistency::Local) || about_cluster;
+    if reads && !local {
+        let read = app.cluster.read_linear(|_| ());
+        tokio::time::timeout(READ_WAIT, read).await.map_err(|_| {
+            Problem::new(
+                "unavailable",
+                "the leader does not answer; add ?consistency=local to read what this node has",
+            )
+        })??;
+    }
+    let mut response = next.run(request).await;
+    if reads && local && !app.cluster.has_quorum() {
+        set(response.headers_mut(), STALE, "true");
+    }
+    Ok(response)
+}

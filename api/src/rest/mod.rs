@@ -1,0 +1,105 @@
+//! The routes. One generic file serves all kinds of objects; what differs has a file of its own.
+
+mod artifacts;
+mod boot;
+mod bundle;
+mod cluster;
+mod events;
+mod extract;
+mod health;
+mod layers;
+mod leases;
+mod nodes;
+mod objects;
+mod openapi;
+mod users;
+mod write;
+
+use axum::Router;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use muster_storage::model::ObjectKind;
+
+use crate::problem::Problem;
+use crate::{Shared, auth};
+
+pub use artifacts::ARTIFACT_MAX;
+pub use extract::BODY_MAX;
+pub use objects::{PAGE_DEFAULT, PAGE_MAX};
+
+/// Everything that a node in a cluster serves.
+pub fn router(app: Shared) -> Router {
+    let mut v1 = Router::new();
+    for kind in ObjectKind::ALL {
+        let resource = match kind {
+            ObjectKind::Artifact => artifacts::router(),
+            ObjectKind::Machine => objects::plain_router().merge(boot::machine_router()),
+            ObjectKind::User => objects::plain_router().merge(users::router()),
+            ObjectKind::Subnet
+            | ObjectKind::Reservation
+            | ObjectKind::Template
+            | ObjectKind::Bootenv
+            | ObjectKind::Profile
+            | ObjectKind::Param
+            | ObjectKind::Settings => objects::router(),
+        };
+        v1 = v1.nest(
+            &format!("/{}", kind.plural()),
+            resource.layer(axum::Extension(kind)),
+        );
+    }
+    let v1 = v1
+        .nest("/leases", leases::router())
+        .nest("/nodes", nodes::router())
+        .nest("/cluster", cluster::router())
+        .nest("/boot", boot::router())
+        .route("/events", get(events::get))
+        .route("/apply", axum::routing::post(bundle::apply))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            layers::consistency,
+        ));
+    let guarded = Router::new()
+        .nest("/api/v1", v1)
+        .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(openapi::get))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            auth::authenticate,
+        ));
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .merge(guarded)
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            layers::describe,
+        ))
+        .with_state(app)
+}
+
+/// What a node serves before it belongs to a cluster: that it is alive, and why it does not serve.
+pub fn waiting(why: &'static str) -> Router {
+    let not_ready = move || async move { Problem::new("not_ready", why) };
+    Router::new()
+        .route("/healthz", get(health::alive))
+        .fallback(not_ready)
+}
+
+async fn no_such_path(uri: Uri) -> Problem {
+    Problem::new("not_found", format!("nothing is served at {}", uri.path()))
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> impl IntoResponse {
+    Problem::new(
+        "method_not_allowed",
+        format!("{method} is not possible on {}", uri.path()),
+    )
+}
+
+/// An answer without a body.
+const DONE: StatusCode = StatusCode::NO_CONTENT;

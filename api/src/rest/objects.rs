@@ -1,0 +1,287 @@
+//! The same verbs for every kind of object.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
+use muster_storage::command::PutMode;
+use muster_storage::model::{Object, ObjectKind, Record};
+use muster_storage::{Actor, Command, Revision};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+use super::DONE;
+use super::extract::{Conditions, Json, Key, On, Params, created, etag, text};
+use super::write::write;
+use crate::input::{self, Draft};
+use crate::problem::Problem;
+use crate::template::{Compiled, Sources};
+use crate::{App, Shared, view};
+
+/// Objects on a page when the client does not say.
+pub const PAGE_DEFAULT: usize = 1000;
+
+/// Objects on a page at most: what is made under the state's lock.
+pub const PAGE_MAX: usize = 5000;
+
+/// Attempts to merge a patch into an object that others change too.
+const PATCH_ATTEMPTS: usize = 8;
+
+/// List, create, get, put, patch, delete; keys may hold slashes.
+pub fn router() -> Router<Shared> {
+    router_by("/{*key}")
+}
+
+/// As [`router`], for kinds whose keys hold no slash, so that more may follow them in the path.
+pub fn plain_router() -> Router<Shared> {
+    router_by("/{key}")
+}
+
+fn router_by(path: &str) -> Router<Shared> {
+    Router::new()
+        .route("/", get(list).post(create))
+        .route(path, get(get_one).put(put).patch(patch).delete(delete))
+}
+
+/// Which part of a list.
+#[derive(Debug, Default, Deserialize)]
+pub struct Page {
+    limit: Option<usize>,
+    after: Option<String>,
+}
+
+impl Page {
+    /// Objects wanted.
+    pub fn limit(&self) -> usize {
+        self.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)
+    }
+
+    /// Key after which the page begins.
+    pub fn after(&self) -> Option<&str> {
+        self.after.as_deref()
+    }
+}
+
+/// A page of a list: `items`, the key to go on `after`, the revision as of which it was read.
+pub fn page(mut items: Vec<(String, Value)>, limit: usize, revision: Revision) -> Value {
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).map(|(key, _)| key.clone());
+    let items: Vec<Value> = items.into_iter().map(|(_, item)| item).collect();
+    json!({"items": items, "next": next, "revision": revision.0})
+}
+
+/// Compiled templates, for telling which objects work.
+fn templates(app: &App, kind: ObjectKind) -> Arc<Compiled> {
+    let sources = match kind {
+        ObjectKind::Template | ObjectKind::Bootenv | ObjectKind::Machine => {
+            app.cluster.read(Sources::of)
+        }
+        _ => Sources::default(),
+    };
+    sources.compiled()
+}
+
+/// Answers GET of the list.
+pub async fn list(
+    State(app): State<Shared>,
+    Extension(kind): Extension<ObjectKind>,
+    Params(asked): Params<Page>,
+) -> axum::Json<Value> {
+    let templates = templates(&app, kind);
+    let limit = asked.limit();
+    axum::Json(app.cluster.read(|state| {
+        let items = state
+            .objects_after(kind, asked.after())
+            .take(limit + 1)
+            .map(|record| (record.object.key(), view::object(state, &templates, record)))
+            .collect();
+        page(items, limit, state.revision())
+    }))
+}
+
+/// An object by key; a machine also by UUID or MAC.
+pub fn find<'a>(
+    state: &'a muster_storage::State,
+    kind: ObjectKind,
+    key: &str,
+) -> Result<&'a Arc<Record<Object>>, Problem> {
+    let record = match kind {
+        ObjectKind::Machine => state.machine_record(key),
+        _ => state.object(kind, key),
+    };
+    record.ok_or_else(|| Problem::not_found(kind.singular(), key))
+}
+
+/// The object as an answer.
+fn show(app: &App, kind: ObjectKind, key: &str, status: StatusCode) -> Result<Response, Problem> {
+    let templates = templates(app, kind);
+    let (body, revision) = app.cluster.read(|state| {
+        let record = find(state, kind, key)?;
+        Ok::<_, Problem>((view::object(state, &templates, record), record.revision))
+    })?;
+    let headers = [(header::ETAG, etag(revision))];
+    Ok((status, headers, axum::Json(body)).into_response())
+}
+
+/// Answers GET of one object.
+pub async fn get_one(
+    State(app): State<Shared>,
+    Extension(kind): Extension<ObjectKind>,
+    Key(key): Key,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    if let Some(tag) = text(&headers, header::IF_NONE_MATCH)? {
+        let revision = app
+            .cluster
+            .read(|state| find(state, kind, &key).map(|r| r.revision))?;
+        if tag == etag(revision) {
+            return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag(revision))]).into_response());
+        }
+    }
+    show(&app, kind, &key, StatusCode::OK)
+}
+
+async fn create(
+    State(app): State<Shared>,
+    On(actor): On,
+    Extension(kind): Extension<ObjectKind>,
+    Json(body): Json,
+) -> Result<Response, Problem> {
+    let draft = Draft::new(Some(kind), body)?;
+    let object = settle(&app, draft).await?;
+    let key = object.key();
+    put_object(&app, actor, None, object, PutMode::Create).await?;
+    show(&app, kind, &key, StatusCode::CREATED)
+}
+
+async fn put(
+    State(app): State<Shared>,
+    On(actor): On,
+    Extension(kind): Extension<ObjectKind>,
+    Key(key): Key,
+    conditions: Conditions,
+    Json(body): Json,
+) -> Result<Response, Problem> {
+    let key = name(&app, kind, &key);
+    let draft = Draft::new(Some(kind), body)?.with_key(&key)?;
+    let object = settle(&app, draft).await?;
+    let mode = match conditions {
+        Conditions { absent: true, .. } => PutMode::Create,
+        Conditions { exists: true, .. }
+        | Conditions {
+            revision: Some(_), ..
+        } => PutMode::Replace,
+        Conditions { .. } => PutMode::Apply,
+    };
+    let new = put_object(&app, actor, conditions.revision, object, mode).await?;
+    show(&app, kind, &key, created(new))
+}
+
+async fn patch(
+    State(app): State<Shared>,
+    On(actor): On,
+    Extension(kind): Extension<ObjectKind>,
+    Key(key): Key,
+    conditions: Conditions,
+    Json(body): Json,
+) -> Result<Response, Problem> {
+    let key = name(&app, kind, &key);
+    // Hashing takes long: once, not once for each attempt.
+    let changes = Draft::new(Some(kind), body)?.with_password_hashed().await?;
+    let changes = Value::Object(changes.fields);
+    for _ in 0..PATCH_ATTEMPTS {
+        let (mut fields, revision) = app.cluster.read(|state| {
+            let record = find(state, kind, &key)?;
+            Ok::<_, Problem>((Value::Object(view::fields(&record.object)), record.revision))
+        })?;
+        input::merge(&mut fields, changes.clone());
+        let Value::Object(fields) = fields else {
+            return Err(Problem::new("invalid", "a patch is an object"));
+        };
+        let draft = Draft { kind, fields }.with_key(&key)?;
+        let object = settle_hashed(&app, draft)?;
+        let if_match = conditions.revision.unwrap_or(revision);
+        let written = put_object(
+            &app,
+            actor.clone(),
+            Some(if_match),
+            object,
+            PutMode::Replace,
+        )
+        .await;
+        match written {
+            Err(problem) if problem.code == "stale" && conditions.revision.is_none() => {}
+            Err(problem) => return Err(problem),
+            Ok(_) => return show(&app, kind, &key, StatusCode::OK),
+        }
+    }
+    Err(Problem::new(
+        "conflict",
+        "others change this object all the time; try again",
+    ))
+}
+
+/// Answers DELETE of one object.
+pub async fn delete(
+    State(app): State<Shared>,
+    On(actor): On,
+    Extension(kind): Extension<ObjectKind>,
+    Key(key): Key,
+    conditions: Conditions,
+) -> Result<StatusCode, Problem> {
+    let key = name(&app, kind, &key);
+    write(
+        &app,
+        actor,
+        conditions.revision,
+        Command::Delete { kind, key },
+    )
+    .await?;
+    Ok(DONE)
+}
+
+/// The name behind another key of a machine; else the key as it is.
+fn name(app: &App, kind: ObjectKind, key: &str) -> String {
+    if kind != ObjectKind::Machine {
+        return key.to_owned();
+    }
+    let name = app
+        .cluster
+        .read(|state| state.machine(key).map(|machine| machine.name.clone()));
+    name.unwrap_or_else(|| key.to_owned())
+}
+
+/// The object that was sent, checked as far as that can be done before it is applied.
+async fn settle(app: &App, draft: Draft) -> Result<Object, Problem> {
+    settle_hashed(app, draft.with_password_hashed().await?)
+}
+
+fn settle_hashed(app: &App, mut draft: Draft) -> Result<Object, Problem> {
+    app.cluster.read(|state| {
+        draft.keep_secrets(state);
+        draft.settle_machine(|key| state.machine(key).map(|machine| machine.uuid))
+    })?;
+    let object = draft.parse()?;
+    let objects = std::slice::from_ref(&object);
+    let check = app.cluster.read(|state| input::check(state, objects));
+    check(objects)?;
+    Ok(object)
+}
+
+/// Writes one object; whether it is new.
+async fn put_object(
+    app: &App,
+    actor: Actor,
+    if_match: Option<Revision>,
+    object: Object,
+    mode: PutMode,
+) -> Result<bool, Problem> {
+    let outcome = write(app, actor, if_match, Command::Put { object, mode }).await?;
+    Ok(matches!(
+        outcome.result,
+        Ok(muster_storage::Effect::Stored { created: true, .. })
+    ))
+}

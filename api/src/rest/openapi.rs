@@ -1,0 +1,144 @@
+//! The description of the API, made from a table of its routes.
+
+use axum::Json;
+use muster_storage::model::ObjectKind;
+use serde_json::{Map, Value, json};
+
+/// What can be done: method, path below `/api/v1`, summary.
+const ROUTES: &[(&str, &str, &str)] = &[
+    (
+        "get",
+        "/cluster",
+        "State of the cluster as this node sees it",
+    ),
+    (
+        "post",
+        "/cluster/join-tokens",
+        "Make a token by which nodes join: {ttl_secs}",
+    ),
+    ("delete", "/cluster/join-tokens", "Revoke all join tokens"),
+    ("post", "/cluster/transfer", "Hand leadership over: {node}"),
+    (
+        "post",
+        "/cluster/drain",
+        "Make this node ready to be stopped: {node}",
+    ),
+    ("get", "/nodes", "All nodes"),
+    ("get", "/nodes/{key}", "A node by name or id"),
+    ("delete", "/nodes/{key}", "Remove a node for good"),
+    ("get", "/leases", "A page of leases"),
+    ("get", "/leases/{key}", "A lease by address"),
+    ("delete", "/leases/{key}", "End a lease"),
+    (
+        "get",
+        "/events",
+        "What changes, as server-sent events; history as JSON when only that is accepted",
+    ),
+    (
+        "post",
+        "/apply",
+        "Write an array of objects, all or nothing",
+    ),
+    (
+        "get",
+        "/boot/explain",
+        "What ?mac= would be served now, and why",
+    ),
+    (
+        "get",
+        "/machines/{key}/render",
+        "The text of ?template= for a machine",
+    ),
+    (
+        "post",
+        "/users/{name}/tokens",
+        "Make a token of a user: {ttl_secs}",
+    ),
+    (
+        "delete",
+        "/users/{name}/tokens",
+        "Revoke all tokens of a user",
+    ),
+    (
+        "put",
+        "/users/{name}/password",
+        "Set the password of a user: {password}",
+    ),
+    (
+        "put",
+        "/artifacts/{key}",
+        "Upload a file; ?sha256= is checked",
+    ),
+];
+
+/// The same for every kind of object.
+const OBJECT_ROUTES: &[(&str, bool, &str)] = &[
+    ("get", false, "A page of {}: ?limit= and ?after="),
+    ("post", false, "Create one of {}"),
+    ("get", true, "One of {}"),
+    ("put", true, "Create or replace one of {}"),
+    ("patch", true, "Merge into one of {} (RFC 7396)"),
+    ("delete", true, "Delete one of {}"),
+];
+
+pub async fn get() -> Json<Value> {
+    Json(document())
+}
+
+/// The OpenAPI document.
+pub fn document() -> Value {
+    let mut paths = Map::new();
+    for kind in ObjectKind::ALL {
+        for (method, keyed, summary) in OBJECT_ROUTES {
+            let uploaded = kind == ObjectKind::Artifact && !matches!(*method, "get" | "delete");
+            if !uploaded {
+                let path = format!("/{}{}", kind.plural(), if *keyed { "/{key}" } else { "" });
+                add(
+                    &mut paths,
+                    method,
+                    &path,
+                    &summary.replace("{}", kind.plural()),
+                );
+            }
+        }
+    }
+    for (method, path, summary) in ROUTES {
+        add(&mut paths, method, path, summary);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {"title": "Muster", "version": env!("CARGO_PKG_VERSION")},
+        "servers": [{"url": "/"}],
+        "security": [{"basic": []}, {"bearer": []}],
+        "components": {"securitySchemes": {
+            "basic": {"type": "http", "scheme": "basic"},
+            "bearer": {"type": "http", "scheme": "bearer"},
+        }},
+        "paths": paths,
+    })
+}
+
+fn add(paths: &mut Map<String, Value>, method: &str, path: &str, summary: &str) {
+    let parameters: Vec<Value> = path
+        .split('/')
+        .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+        .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
+        .collect();
+    let operation = json!({
+        "summary": summary,
+        "parameters": parameters,
+        "responses": {
+            "2XX": {"description": "Done"},
+            "default": {
+                "description": "A problem (RFC 9457)",
+                "content": {"application/problem+json": {"schema": {"type": "object"}}},
+            },
+        },
+    });
+    let path = paths
+        .entry(format!("/api/v1{path}"))
+        .or_insert_with(|| json!({}));
+    if let Some(path) = path.as_object_mut() {
+        path.insert(method.to_owned(), operation);
+    }
+}

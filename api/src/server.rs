@@ -1,0 +1,232 @@
+//! The API on the wire: HTTPS for everyone, and a Unix socket for those on the machine.
+//!
+//! A server is up before the node belongs to a cluster: what it serves, and with which
+//! certificate, is set when that is known.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use crate::auth::Peer;
+
+/// Connections at a time, on each of the two listeners.
+pub const CONNECTIONS_MAX: usize = 4096;
+
+/// A client that does not finish its TLS handshake, or a request's header, by then is gone.
+const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
+
+/// How long open requests may take once the server stops.
+const STOP_WAIT: Duration = Duration::from_secs(5);
+
+/// After an error of `accept` (no file descriptors, mostly) we wait a little.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is served now.
+#[derive(Clone)]
+pub struct Serving(Arc<RwLock<(Router, Arc<rustls::ServerConfig>)>>);
+
+impl Serving {
+    /// Serves `router` with the certificate in `tls`.
+    pub fn new(router: Router, tls: Arc<rustls::ServerConfig>) -> Self {
+        Self(Arc::new(RwLock::new((router, tls))))
+    }
+
+    /// Serves something else from now on, also on connections that are open.
+    pub fn set(&self, router: Router, tls: Arc<rustls::ServerConfig>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = (router, tls);
+    }
+
+    fn router(&self) -> Router {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .clone()
+    }
+
+    fn tls(&self) -> Arc<rustls::ServerConfig> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).1)
+    }
+}
+
+/// Serves HTTPS until `stop`; then lets open requests end.
+pub async fn serve_tls(listener: TcpListener, serving: Serving, stop: CancellationToken) {
+    let connections = Connections::new(serving);
+    while let Some((stream, permit)) = connections.accept(&stop, || listener.accept()).await {
+        let serving = connections.serving.clone();
+        let watcher = connections.graceful.watcher();
+        tokio::spawn(async move {
+            // Small answers must not wait for more to send.
+            let _ = stream.set_nodelay(true);
+            let acceptor = TlsAcceptor::from(serving.tls());
+            match tokio::time::timeout(HANDSHAKE_WAIT, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => serve(stream, Peer::Remote, serving, watcher).await,
+                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+                Err(_) => tracing::debug!("TLS handshake took too long"),
+            }
+            drop(permit);
+        });
+    }
+    connections.finish().await;
+}
+
+/// Serves HTTP on a Unix socket until `stop`.
+pub async fn serve_unix(listener: UnixListener, serving: Serving, stop: CancellationToken) {
+    let connections = Connections::new(serving);
+    while let Some((stream, permit)) = connections.accept(&stop, || listener.accept()).await {
+        let serving = connections.serving.clone();
+        let watcher = connections.graceful.watcher();
+        tokio::spawn(async move {
+            match stream.peer_cred() {
+                Ok(peer) => serve(stream, Peer::Local { uid: peer.uid() }, serving, watcher).await,
+                Err(error) => tracing::debug!(%error, "no credentials of a socket's peer"),
+            }
+            drop(permit);
+        });
+    }
+    connections.finish().await;
+}
+
+/// Listens on a Unix socket that only its owner and group may use; one that a dead process left
+/// behind is replaced.
+///
+/// # Errors
+/// When the path cannot be used, or another process listens on it.
+pub fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            format!("another process listens on {}", path.display()),
+        ));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Listens on a TCP port on all addresses.
+///
+/// # Errors
+/// When the port is taken or not allowed.
+pub async fn listen_tcp(port: u16) -> io::Result<TcpListener> {
+    // IPv6 sockets take IPv4 as well, unless the machine has no IPv6.
+    match TcpListener::bind(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port))).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
+        Err(_) => {
+            TcpListener::bind(SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, port))).await
+        }
+    }
+}
+
+/// Removes a socket's file when the server is done.
+#[derive(Debug)]
+pub struct SocketFile(pub PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+struct Connections {
+    serving: Serving,
+    room: Arc<Semaphore>,
+    graceful: GracefulShutdown,
+}
+
+impl Connections {
+    fn new(serving: Serving) -> Self {
+        Self {
+            serving,
+            room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            graceful: GracefulShutdown::new(),
+        }
+    }
+
+    /// The next connection, when there is room for it; none once the server stops.
+    async fn accept<S, A, F>(
+        &self,
+        stop: &CancellationToken,
+        accept: impl Fn() -> F,
+    ) -> Option<(S, OwnedSemaphorePermit)>
+    where
+        F: Future<Output = io::Result<(S, A)>>,
+    {
+        loop {
+            let next = async {
+                let permit = Arc::clone(&self.room).acquire_owned().await;
+                (permit, accept().await)
+            };
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                (permit, accepted) = next => match (permit, accepted) {
+                    (Ok(permit), Ok((stream, _))) => return Some((stream, permit)),
+                    (_, Err(error)) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                    (Err(_), Ok(_)) => return None,
+                },
+            }
+        }
+    }
+
+    async fn finish(self) {
+        if tokio::time::timeout(STOP_WAIT, self.graceful.shutdown())
+            .await
+            .is_err()
+        {
+            tracing::warn!("some API requests did not end in time");
+        }
+    }
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    serving: Serving,
+    watcher: Watcher,
+) {
+    let service = tower::service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(peer);
+        serving.router().oneshot(request)
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE_WAIT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(256);
+    let connection =
+        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    if let Err(error) = watcher.watch(connection.into_owned()).await {
+        tracing::debug!(%error, "connection ended");
+    }
+}

@@ -1,0 +1,185 @@
+//! Templates: compiled on write, rendered on read, never part of what is replicated.
+//!
+//! Templates see the machine, the nodes and the params, and nothing else: no environment, no
+//! clock, no chance. One that does not compile is set aside with the reason; the rest work.
+
+mod compile;
+mod context;
+
+pub use compile::{Compiled, Problem, Sources, compile};
+pub use context::{NodeView, RenderContext, nodes};
+
+use std::cell::Cell;
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use muster_storage::State;
+use serde_json::Value;
+
+/// Longest rendered text, in octets: machines fetch it into memory, and it is made in ours.
+pub const OUTPUT_MAX: usize = 4 << 20;
+
+/// Numbers that all `range()` calls of one rendering may give, so that loops end.
+pub const RANGE_MAX: u64 = 100_000;
+
+thread_local! {
+    /// What is left of [`RANGE_MAX`] for the rendering that runs on this thread.
+    static RANGE_LEFT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Renders a template by name, as `machine` gets it from `node`.
+///
+/// # Errors
+/// When the template does not exist or compile, names what is not there, or writes too much.
+pub fn render(state: &State, context: &RenderContext<'_>, name: &str) -> Result<String, Problem> {
+    Job::named(state, context, name).run()
+}
+
+/// Renders a text that may include templates: kernel arguments, values of DHCP options.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_text(
+    state: &State,
+    context: &RenderContext<'_>,
+    text: &str,
+) -> Result<String, Problem> {
+    Job::text(state, context, text).run()
+}
+
+/// A rendering with all that it needs taken out of the state, so that it can run elsewhere: a slow
+/// template must not hold up those who write.
+#[derive(Debug)]
+pub struct Job {
+    sources: Sources,
+    context: Value,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Named(String),
+    Text(String),
+}
+
+impl Job {
+    /// A template by name.
+    pub fn named(state: &State, context: &RenderContext<'_>, name: &str) -> Self {
+        Self {
+            sources: Sources::of(state),
+            context: context.to_value(state),
+            what: What::Named(name.to_owned()),
+        }
+    }
+
+    /// A text that may include templates.
+    pub fn text(state: &State, context: &RenderContext<'_>, text: &str) -> Self {
+        Self {
+            // Most kernel arguments and options have nothing to render.
+            sources: if text.contains('{') {
+                Sources::of(state)
+            } else {
+                Sources::default()
+            },
+            context: context.to_value(state),
+            what: What::Text(text.to_owned()),
+        }
+    }
+
+    /// Renders. Takes as long as the template wants: not for an async task.
+    ///
+    /// # Errors
+    /// As [`render`].
+    pub fn run(self) -> Result<String, Problem> {
+        match &self.what {
+            What::Text(text) if !text.contains('{') => return Ok(text.clone()),
+            What::Text(_) | What::Named(_) => {}
+        }
+        let compiled = self.sources.compiled();
+        let context = tera::Context::from_serialize(&self.context)
+            .map_err(|error| Problem::from_tera(&error))?;
+        let mut output = Limited(Vec::new());
+        RANGE_LEFT.set(RANGE_MAX);
+        // The engine is given text that people wrote: a fault in it must cost this answer only.
+        let result = catch_unwind(AssertUnwindSafe(|| match &self.what {
+            What::Named(name) => compiled.render(name, &context, &mut output),
+            What::Text(text) => compiled.render_text(text, &context, &mut output),
+        }))
+        .unwrap_or_else(|_| Err(Problem::message("the template engine failed on it")));
+        match result {
+            Ok(()) => String::from_utf8(output.0)
+                .map_err(|_| Problem::message("the rendered text is not UTF-8")),
+            Err(_) if output.0.len() > OUTPUT_MAX => Err(Problem::message(format!(
+                "the rendered text is longer than {OUTPUT_MAX} octets"
+            ))),
+            Err(problem) => Err(problem),
+        }
+    }
+}
+
+/// Takes one octet more than allowed, and then fails.
+struct Limited(Vec<u8>);
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = (OUTPUT_MAX + 1).saturating_sub(self.0.len());
+        let taken = bytes.get(..room.min(bytes.len())).unwrap_or_default();
+        self.0.extend_from_slice(taken);
+        if taken.len() < bytes.len() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What templates may call: Tera's own, with `range` on a budget, and `json`.
+fn engine() -> tera::Tera {
+    let mut tera = tera::Tera::new();
+    tera.autoescape_on(Vec::<String>::new());
+    tera.register_function("range", range);
+    tera.register_filter("json", json);
+    tera
+}
+
+fn range(arguments: tera::Kwargs, _: &tera::State<'_>) -> tera::TeraResult<Vec<i64>> {
+    let start = arguments.get::<i64>("start")?.unwrap_or_default();
+    let end = arguments.must_get::<i64>("end")?;
+    let step = arguments.get::<i64>("step_by")?.unwrap_or(1);
+    let span = if step > 0 {
+        end.checked_sub(start)
+    } else {
+        start.checked_sub(end)
+    };
+    let (Some(span), Some(step_size @ 1..)) = (span, step.checked_abs()) else {
+        return Err(tera::Error::message("`range` cannot count that way"));
+    };
+    let count = u64::try_from(span)
+        .unwrap_or(0)
+        .div_ceil(step_size.unsigned_abs());
+    let left = RANGE_LEFT.get();
+    if count > left {
+        return Err(tera::Error::message(format!(
+            "all `range` calls together may give {RANGE_MAX} numbers"
+        )));
+    }
+    RANGE_LEFT.set(left - count);
+    let number = |index: u64| {
+        i64::try_from(index)
+            .ok()?
+            .checked_mul(step)?
+            .checked_add(start)
+    };
+    Ok((0..count).map_while(number).collect())
+}
+
+fn json(value: tera::Value, _: tera::Kwargs, _: &tera::State<'_>) -> tera::TeraResult<String> {
+    serde_json::to_string(&value).map_err(|error| tera::Error::chain("cannot be JSON", error))
+}
+
+/// A shared compiled set; see [`Sources::compiled`].
+type SharedSet = Arc<Compiled>;

@@ -1,0 +1,130 @@
+//! What a template sees.
+
+use std::net::{IpAddr, SocketAddr};
+
+use muster_raft::Cluster;
+use muster_storage::State;
+use muster_storage::model::{ClientKey, LeaseState, Machine, Member};
+use serde_json::{Map, Value, json};
+
+/// A node as a template and a machine see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// What machines reach.
+    pub address: IpAddr,
+    /// HTTP port of the boot service.
+    pub boot_port: u16,
+}
+
+impl NodeView {
+    /// A member as machines see it.
+    pub fn of(member: &Member) -> Self {
+        Self {
+            name: member.name.clone(),
+            address: member.address,
+            boot_port: member.boot_port,
+        }
+    }
+
+    /// Base URL of the boot service, without a slash at the end.
+    pub fn url(&self) -> String {
+        format!("http://{}", SocketAddr::new(self.address, self.boot_port))
+    }
+
+    /// Base URL of a machine's files on this node.
+    pub fn machine_url(&self, machine: &Machine) -> String {
+        format!("{}/machines/{}", self.url(), machine.uuid)
+    }
+
+    fn to_value(&self) -> Value {
+        json!({"name": self.name, "address": self.address, "url": self.url()})
+    }
+}
+
+/// This node, and all live nodes with this one first.
+pub fn nodes(cluster: &Cluster) -> (NodeView, Vec<NodeView>) {
+    let own = cluster.node_id();
+    let mut live: Vec<_> = cluster
+        .status()
+        .nodes
+        .into_iter()
+        .filter(|node| node.live || node.id == own)
+        .map(|node| node.id)
+        .collect();
+    live.sort_by_key(|id| (*id != own, *id));
+    let views: Vec<NodeView> = cluster.read(|state| {
+        live.iter()
+            .filter_map(|id| state.member(*id))
+            .map(NodeView::of)
+            .collect()
+    });
+    let this = views.first().cloned().unwrap_or_else(|| NodeView {
+        // Only while this node is not a member yet, or no more.
+        name: cluster.node_name().to_owned(),
+        address: IpAddr::from([127, 0, 0, 1]),
+        boot_port: 0,
+    });
+    (this, views)
+}
+
+/// For whom, and from which node, a template is rendered.
+#[derive(Clone, Debug)]
+pub struct RenderContext<'a> {
+    /// The machine; none for a client that no machine owns.
+    pub machine: Option<&'a Machine>,
+    /// The node that answers.
+    pub node: NodeView,
+    /// All live nodes, the answering one first.
+    pub nodes: Vec<NodeView>,
+}
+
+impl RenderContext<'_> {
+    /// The variables of a template: `machine`, `node`, `nodes`, `params`.
+    pub(super) fn to_value(&self, state: &State) -> Value {
+        let mut variables = Map::new();
+        if let Some(machine) = self.machine {
+            variables.insert("machine".to_owned(), self.machine_value(state, machine));
+        }
+        variables.insert("node".to_owned(), self.node.to_value());
+        let nodes = self.nodes.iter().map(NodeView::to_value).collect();
+        variables.insert("nodes".to_owned(), Value::Array(nodes));
+        let params = state.params(self.machine).into_iter().collect();
+        variables.insert("params".to_owned(), Value::Object(params));
+        Value::Object(variables)
+    }
+
+    fn machine_value(&self, state: &State, machine: &Machine) -> Value {
+        let macs: Vec<String> = machine.macs.iter().map(ToString::to_string).collect();
+        let urls: Vec<String> = self
+            .nodes
+            .iter()
+            .map(|node| node.machine_url(machine))
+            .collect();
+        let address = machine
+            .macs
+            .iter()
+            .find_map(|mac| {
+                let key = ClientKey::Mac(*mac);
+                let mut leases = state.leases_of(&key).map(|record| &record.object);
+                leases.find(|lease| lease.state == LeaseState::Bound)
+            })
+            .map(|lease| lease.address.to_string());
+        let mut value = json!({
+            "name": machine.name,
+            "uuid": machine.uuid,
+            "mac": macs.first(),
+            "macs": macs,
+            "bootenv": machine.bootenv,
+            "profiles": machine.profiles,
+            "url": self.node.machine_url(machine),
+            "urls": urls,
+        });
+        if let (Some(address), Some(fields)) = (address, value.as_object_mut()) {
+            // Absent, not null, so that a template that needs it fails where it is missing.
+            fields.insert("address".to_owned(), Value::String(address));
+        }
+        value
+    }
+}

@@ -1,0 +1,228 @@
+//! The JSON form of what the cluster remembers.
+//!
+//! An object is read as it was written, with `kind`, `revision`, `created_at`, `updated_at`,
+//! `available` and `problems` added, and with secrets taken out.
+
+use muster_storage::event::{Change, Subject};
+use muster_storage::model::{Lease, Member, Object, Record};
+use muster_storage::{State, Timestamp};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::template::Compiled;
+
+/// What stands for the value of a secure param.
+pub const HIDDEN: &str = "<secure>";
+
+/// Members that the cluster adds; ignored when they are sent back.
+pub const ADDED: &[&str] = &[
+    "revision",
+    "created_at",
+    "updated_at",
+    "available",
+    "problems",
+];
+
+/// An object's own fields, secrets included, as its owner would write them.
+pub fn fields(object: &Object) -> Map<String, Value> {
+    fn map<T: Serialize>(value: &T) -> Map<String, Value> {
+        match serde_json::to_value(value) {
+            Ok(Value::Object(map)) => map,
+            _ => Map::new(),
+        }
+    }
+    match object {
+        Object::Subnet(o) => map(o),
+        Object::Reservation(o) => map(o),
+        Object::Template(o) => map(o),
+        Object::Bootenv(o) => map(o),
+        Object::Machine(o) => map(o),
+        Object::Profile(o) => map(o),
+        Object::Param(o) => map(o),
+        Object::Settings(o) => map(o),
+        Object::Artifact(o) => map(o),
+        Object::User(o) => map(o),
+    }
+}
+
+/// An object's fields without its secrets.
+pub fn public_fields(state: &State, object: &Object) -> Map<String, Value> {
+    let mut map = fields(object);
+    match object {
+        Object::User(_) => {
+            map.remove("password_hash");
+        }
+        Object::Machine(_) | Object::Profile(_) => {
+            if let Some(Value::Object(params)) = map.get_mut("params") {
+                for (_, value) in params.iter_mut().filter(|(name, _)| is_secure(state, name)) {
+                    *value = HIDDEN.into();
+                }
+            }
+        }
+        Object::Param(param) if param.secure && param.default.is_some() => {
+            map.insert("default".to_owned(), HIDDEN.into());
+        }
+        Object::Reservation(reservation) => {
+            let machine = reservation
+                .machine
+                .and_then(|uuid| state.machine_with_uuid(uuid));
+            if let Some(machine) = machine {
+                map.insert("machine".to_owned(), machine.name.clone().into());
+            }
+        }
+        Object::Param(_)
+        | Object::Subnet(_)
+        | Object::Template(_)
+        | Object::Bootenv(_)
+        | Object::Settings(_)
+        | Object::Artifact(_) => {}
+    }
+    map
+}
+
+/// Whether the values of a param are hidden.
+pub fn is_secure(state: &State, param: &str) -> bool {
+    state.param(param).is_some_and(|param| param.secure)
+}
+
+/// An object with all that the cluster adds. `templates` are those of about the same state.
+pub fn object(state: &State, templates: &Compiled, record: &Record<Object>) -> Value {
+    let mut map = public_fields(state, &record.object);
+    let problems = problems(state, templates, &record.object);
+    map.insert("kind".to_owned(), record.object.kind().singular().into());
+    add_record(&mut map, record);
+    map.insert("available".to_owned(), problems.is_empty().into());
+    map.insert("problems".to_owned(), problems.into());
+    Value::Object(map)
+}
+
+fn add_record<T>(map: &mut Map<String, Value>, record: &Record<T>) {
+    map.insert("revision".to_owned(), record.revision.0.into());
+    map.insert("created_at".to_owned(), time(record.created_at));
+    map.insert("updated_at".to_owned(), time(record.updated_at));
+}
+
+/// Why an object cannot be used now.
+fn problems(state: &State, templates: &Compiled, object: &Object) -> Vec<String> {
+    let mut problems = state.problems(object);
+    let bootenv = match object {
+        Object::Template(template) => {
+            problems.extend(templates.problem(&template.name).map(ToString::to_string));
+            None
+        }
+        Object::Bootenv(bootenv) => Some(bootenv),
+        Object::Machine(machine) => state.bootenv(&machine.bootenv),
+        Object::Subnet(_)
+        | Object::Reservation(_)
+        | Object::Profile(_)
+        | Object::Param(_)
+        | Object::Settings(_)
+        | Object::Artifact(_)
+        | Object::User(_) => None,
+    };
+    if let Some(bootenv) = bootenv {
+        let bad = bootenv
+            .files
+            .iter()
+            .filter_map(|file| templates.problem(&file.template));
+        problems.extend(bad.map(ToString::to_string));
+    }
+    problems
+}
+
+/// A lease, with the names of its node and machine.
+pub fn lease(state: &State, record: &Record<Lease>) -> Value {
+    let lease = &record.object;
+    let mut map = Map::new();
+    let mut add = |name: &str, value: Value| map.insert(name.to_owned(), value);
+    let machine = lease
+        .machine
+        .map(|uuid| match state.machine_with_uuid(uuid) {
+            Some(machine) => machine.name.clone(),
+            None => uuid.to_string(),
+        });
+    let node = match state.member(lease.node) {
+        Some(member) => member.name.clone(),
+        None => lease.node.to_string(),
+    };
+    add("kind", "lease".into());
+    add("address", lease.address.to_string().into());
+    add("subnet", lease.subnet.clone().into());
+    add("mac", lease.mac.map(|mac| mac.to_string()).into());
+    add(
+        "client_id",
+        lease.client_id.as_ref().map(ToString::to_string).into(),
+    );
+    add("hostname", lease.hostname.clone().into());
+    add("machine", machine.into());
+    add("state", lease.state.to_string().into());
+    add("bound_at", time(lease.bound_at));
+    add("promised_until", time(lease.promised_until));
+    add("expires_at", time(lease.expires_at));
+    add("node", node.into());
+    add_record(&mut map, record);
+    Value::Object(map)
+}
+
+/// A node as the replicated record has it.
+pub fn member(record: &Record<Member>) -> Map<String, Value> {
+    let member = &record.object;
+    let mut map = member_fields(member);
+    map.insert("kind".to_owned(), "node".into());
+    add_record(&mut map, record);
+    map
+}
+
+fn member_fields(member: &Member) -> Map<String, Value> {
+    match json!({
+        "id": member.id.0,
+        "name": member.name,
+        "address": member.address,
+        "peer_port": member.peer_port,
+        "api_port": member.api_port,
+        "boot_port": member.boot_port,
+        "version": member.version,
+        "max_schema": member.max_schema,
+        "identifiers": member.identifiers,
+    }) {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// A change as an event.
+pub fn change(state: &State, change: &Change) -> Value {
+    let object = match &change.subject {
+        Subject::Object(object) => Value::Object(public_fields(state, object)),
+        Subject::Lease(it) => lease(
+            state,
+            &Record {
+                revision: change.revision,
+                created_at: it.bound_at,
+                updated_at: change.at,
+                object: it.clone(),
+            },
+        ),
+        Subject::Member(member) => Value::Object(member_fields(member)),
+        Subject::Report(report) => {
+            let machine = state
+                .machine_with_uuid(report.machine)
+                .map(|m| m.name.clone());
+            json!({"machine": machine, "uuid": report.machine, "at": time(report.at), "body": report.body})
+        }
+    };
+    json!({
+        "revision": change.revision.0,
+        "at": time(change.at),
+        "actor": change.actor.0,
+        "action": change.action,
+        "kind": change.subject.kind(),
+        "key": change.subject.key(),
+        "object": object,
+    })
+}
+
+/// RFC 3339, UTC.
+pub fn time(time: Timestamp) -> Value {
+    time.to_string().into()
+}
