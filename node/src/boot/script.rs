@@ -232,7 +232,8 @@ impl<'a> Script<'a> {
         for node in self.nodes {
             let chain = format!(
                 "chain --replace --autofree --timeout {SILENCE_MS} {}/boot.ipxe{} ||",
-                node.url(), self.query
+                node.url(),
+                self.query
             );
             self.line(&chain);
         }
@@ -250,7 +251,12 @@ fn named(heading: &Heading) -> &str {
 }
 
 fn artifact_url(node: &NodeView, file: &File) -> String {
-    format!("{}/artifacts/{}?sha256={}", node.url(), file.path, file.sha256)
+    format!(
+        "{}/artifacts/{}?sha256={}",
+        node.url(),
+        file.path,
+        file.sha256
+    )
 }
 
 /// The last part of each path; where two are equal, with their position before it.
@@ -437,10 +443,12 @@ sleep 10 ||
 
     #[test]
     fn initrds_of_one_name_are_kept_apart() {
-        let names = |paths: &[&str]| {
-            file_names(&paths.iter().map(|path| file(path)).collect::<Vec<_>>())
-        };
-        assert_eq!(names(&["a/initrd.img", "firmware.cpio"]), ["initrd.img", "firmware.cpio"]);
+        let names =
+            |paths: &[&str]| file_names(&paths.iter().map(|path| file(path)).collect::<Vec<_>>());
+        assert_eq!(
+            names(&["a/initrd.img", "firmware.cpio"]),
+            ["initrd.img", "firmware.cpio"]
+        );
         assert_eq!(names(&["a/initrd", "b/initrd"]), ["0-initrd", "1-initrd"]);
     }
 
@@ -452,7 +460,10 @@ sleep 10 ||
             args: vec!["initrd=initrd.img quiet".to_owned(); 2],
         };
         let script = text(&heading(None), &task, &nodes());
-        assert!(script.contains("initrd=initrd.img quiet && goto boot ||\n"), "{script}");
+        assert!(
+            script.contains("initrd=initrd.img quiet && goto boot ||\n"),
+            "{script}"
+        );
     }
 
     #[test]
@@ -467,7 +478,10 @@ sleep 10 ||
         };
         let script = text(&heading, &task, &nodes());
         let plain = "a / exit / / b /{net0/mac} / ?";
-        assert!(script.contains(&format!("\necho muster: {plain}\n")), "{script}");
+        assert!(
+            script.contains(&format!("\necho muster: {plain}\n")),
+            "{script}"
+        );
         assert!(script.contains(&format!("\n# {plain}\n")), "{script}");
     }
 
@@ -480,7 +494,10 @@ sleep 10 ||
                 args: vec![format!("quiet {word} x"); 2],
             };
             let script = text(&heading(None), &task, &nodes());
-            assert!(script.contains("kernel arguments have the word"), "{script}");
+            assert!(
+                script.contains("kernel arguments have the word"),
+                "{script}"
+            );
             assert!(!script.contains("\nboot"), "{script}");
         }
     }
@@ -493,7 +510,10 @@ sleep 10 ||
             args: vec!["a=1\n  b=\"2 3\"\\\n".to_owned(); 2],
         };
         let script = text(&heading(None), &task, &nodes());
-        assert!(script.contains(" a=1 b=\"2 3\"\\ && goto boot ||\n"), "{script}");
+        assert!(
+            script.contains(" a=1 b=\"2 3\"\\ && goto boot ||\n"),
+            "{script}"
+        );
     }
 
     #[test]

@@ -28,11 +28,11 @@ pub struct BootPlan<'a> {
 pub enum BootTarget<'a> {
     /// The local disk.
     Local,
-    /// Kernel, initrds and files.
+    /// Kernel, initrds and files, all of which are there.
     Bootenv(&'a Bootenv),
     /// Nothing yet: print why, wait, ask again.
     Hold {
-        /// What stands in the way and what to do, for the machine's screen.
+        /// What stands in the way and what to do, for the machine's screen; one or more lines.
         reason: String,
     },
 }
@@ -59,8 +59,9 @@ impl State {
                 reason: match machine {
                     Some(machine) => format!("machine {} is set to hold", machine.name),
                     None => format!(
-                        "{} is unknown: muster machines create -f - \
-                         with {{name: NAME, macs: [\"{}\"], bootenv: BOOTENV}}",
+                        "no machine owns the MAC {}; to provision it, run on a node:\n\
+                         echo '{{name: NAME, macs: [\"{}\"], bootenv: BOOTENV}}' \
+                         | muster machines create -f -",
                         client.mac, client.mac
                     ),
                 },
@@ -71,6 +72,9 @@ impl State {
                     reason: format!("bootenv {name} does not exist: create it or choose another"),
                 },
                 Some(bootenv) => match self.bootenv_problems(bootenv).into_iter().next() {
+                    None if bootenv.kernel.is_none() => BootTarget::Hold {
+                        reason: format!("bootenv {name} names no kernel"),
+                    },
                     None => BootTarget::Bootenv(bootenv),
                     Some(problem) => BootTarget::Hold {
                         reason: format!("bootenv {name} is not available: {problem}"),
@@ -114,12 +118,10 @@ impl State {
         match object {
             Object::Bootenv(bootenv) => self.bootenv_problems(bootenv),
             Object::Machine(machine) => self.machine_problems(machine),
-            Object::Reservation(reservation) => {
-                match self.pools.subnet_of(reservation.address) {
-                    Some(_) => Vec::new(),
-                    None => vec![format!("no subnet holds {}", reservation.address)],
-                }
-            }
+            Object::Reservation(reservation) => match self.pools.subnet_of(reservation.address) {
+                Some(_) => Vec::new(),
+                None => vec![format!("no subnet holds {}", reservation.address)],
+            },
             Object::Settings(settings) => self.bootenv_named_problems(&settings.unknown_bootenv),
             Object::Subnet(_)
             | Object::Template(_)

@@ -1,0 +1,388 @@
+//! The tree on plain HTTP/1: exact lengths, ranges, no redirects, bounded connections.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt as _;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use muster_storage::{Actor, Command, Proposal, Rejection, RequestId};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::target::Target;
+use super::tree::{Client, Content, Problem, Tree};
+use super::{DRAIN, metrics};
+
+/// Open connections; more wait in the listener's queue.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// How long a connection may be idle, or take to send the head of a request.
+const IDLE: Duration = Duration::from_secs(75);
+
+/// Longest body of a report.
+const REPORT_MAX: usize = 64 * 1024;
+
+/// How long a machine may take to send a report.
+const REPORT_TIME: Duration = Duration::from_secs(15);
+
+/// Serves until `stop`, then lets running requests end within [`DRAIN`].
+pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationToken) {
+    let router = Router::new().fallback(answer).with_state(tree);
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(64 * 1024);
+    let running = GracefulShutdown::new();
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    while let Some((stream, peer, permit)) = accept(&listener, &room, &stop).await {
+        let router = router.clone().layer(Extension(Client {
+            address: peer.ip().to_canonical(),
+        }));
+        let connection =
+            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        let connection = running.watch(connection);
+        metrics::connections(CONNECTIONS_MAX.saturating_sub(room.available_permits()));
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%peer, %error, "boot connection ended early");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    if timeout(DRAIN, running.shutdown()).await.is_err() {
+        tracing::warn!(
+            "boot requests were cut off, because they took longer than the time to stop"
+        );
+    }
+}
+
+/// The next connection; none when the service stops.
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+    stop: &CancellationToken,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(room).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            () = stop.cancelled() => return None,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                // Heads of answers must not wait for the client's delayed acknowledgements.
+                let _ = stream.set_nodelay(true);
+                return Some((stream, peer, permit.ok()?));
+            }
+            Err(error) => {
+                // Most often no file descriptor is left; some will be freed.
+                tracing::warn!(%error, "cannot accept a boot connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer(
+    State(tree): State<Tree>,
+    Extension(client): Extension<Client>,
+    request: Request,
+) -> Response {
+    let began = Instant::now();
+    let (head, body) = request.into_parts();
+    let target = Target::parse(head.uri.path(), head.uri.query());
+    let kind = target.as_ref().map_or("unknown", Target::kind);
+    let response = match target {
+        None => refusal(StatusCode::NOT_FOUND, "there is nothing at this path"),
+        Some(Target::Report { machine }) => report(&tree, machine, &head, body).await,
+        Some(target) => get(&tree, &target, client, &head).await,
+    };
+    let status = response.status();
+    metrics::answered(kind, status.as_u16(), began.elapsed());
+    log(client.address, &head.uri, status);
+    response
+}
+
+fn log(client: IpAddr, uri: &Uri, status: StatusCode) {
+    if status.is_server_error() {
+        tracing::warn!(%client, path = %uri.path(), status = status.as_u16(), "boot request failed");
+    } else {
+        tracing::debug!(%client, path = %uri.path(), status = status.as_u16(), "boot request");
+    }
+}
+
+async fn get(tree: &Tree, target: &Target, client: Client, request: &Parts) -> Response {
+    if !matches!(request.method, Method::GET | Method::HEAD) {
+        let refusal = refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET and HEAD are served here",
+        );
+        return ([(header::ALLOW, "GET, HEAD")], refusal).into_response();
+    }
+    let content = match tree.find(target, client).await {
+        Ok(content) => content,
+        Err(problem) => return refused(&problem),
+    };
+    let head = request.method == Method::HEAD;
+    match content_response(tree, content, head, &request.headers).await {
+        Ok(response) => response,
+        Err(error) => refused(&Problem::Disk(error)),
+    }
+}
+
+fn refused(problem: &Problem) -> Response {
+    let status = match problem {
+        Problem::NotFound(_) => StatusCode::NOT_FOUND,
+        Problem::Unconfirmed | Problem::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
+        Problem::Render(_) | Problem::Disk(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    if let Problem::Disk(error) = problem {
+        tracing::error!(%error, "boot content cannot be read");
+    }
+    refusal(status, &problem.to_string())
+}
+
+fn refusal(status: StatusCode, text: &str) -> Response {
+    (status, format!("{text}\n")).into_response()
+}
+
+/// The part of the content that the request wants.
+async fn content_response(
+    tree: &Tree,
+    content: Content,
+    head: bool,
+    request: &HeaderMap,
+) -> io::Result<Response> {
+    let length = content.length;
+    let etag = format!("\"{}\"", content.etag);
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    set(headers, header::ACCEPT_RANGES, "bytes");
+    set(headers, header::ETAG, &etag);
+    set(headers, header::CONTENT_TYPE, content.media);
+    if matches(request, &header::IF_NONE_MATCH, &etag) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    let range = match wanted(request, &etag, length) {
+        Wanted::All => 0..length,
+        Wanted::Part(range) => {
+            let last = range.end.saturating_sub(1);
+            let value = format!("bytes {}-{last}/{length}", range.start);
+            set(headers, header::CONTENT_RANGE, &value);
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            range
+        }
+        Wanted::Nothing => {
+            set(headers, header::CONTENT_RANGE, &format!("bytes */{length}"));
+            set(headers, header::CONTENT_LENGTH, "0");
+            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            return Ok(response);
+        }
+    };
+    let octets = range.end.saturating_sub(range.start);
+    set(
+        response.headers_mut(),
+        header::CONTENT_LENGTH,
+        &octets.to_string(),
+    );
+    if !head {
+        let chunks = content.chunks(tree.cluster(), range).await?;
+        *response.body_mut() = Body::from_stream(chunks.inspect(|chunk| {
+            if let Ok(chunk) = chunk {
+                metrics::sent(chunk.len() as u64);
+            }
+        }));
+    }
+    Ok(response)
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    // What is set here is printable: digits, digests, constants.
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// Whether a condition header names this ETag.
+fn matches(request: &HeaderMap, name: &HeaderName, etag: &str) -> bool {
+    let value = request.get(name).and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| {
+        let mut tags = value.split(',').map(str::trim);
+        tags.any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
+    })
+}
+
+/// What a request wants of the content (RFC 9110 §14).
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Part(Range<u64>),
+    Nothing,
+}
+
+fn wanted(request: &HeaderMap, etag: &str, length: u64) -> Wanted {
+    let range = request
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok());
+    let unchanged = match request.get(header::IF_RANGE) {
+        None => true,
+        Some(tag) => tag.as_bytes() == etag.as_bytes(),
+    };
+    match range.filter(|_| unchanged) {
+        None => Wanted::All,
+        Some(range) => part(range, length),
+    }
+}
+
+/// One range; several, and what is no range, get all, as the RFC allows.
+fn part(range: &str, length: u64) -> Wanted {
+    let Some((first, last)) = range
+        .strip_prefix("bytes=")
+        .and_then(|range| range.trim().split_once('-'))
+    else {
+        return Wanted::All;
+    };
+    let range = match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(length),
+        (Ok(first), Err(_)) if last.is_empty() => first..length,
+        (Err(_), Ok(count)) if first.is_empty() => length.saturating_sub(count)..length,
+        _ => return Wanted::All,
+    };
+    if range.is_empty() {
+        Wanted::Nothing
+    } else {
+        Wanted::Part(range)
+    }
+}
+
+/// Takes a machine's callback: its body, or its query.
+async fn report(tree: &Tree, machine: Uuid, head: &Parts, body: Body) -> Response {
+    let body = match head.method {
+        Method::GET => Bytes::copy_from_slice(head.uri.query().unwrap_or_default().as_bytes()),
+        Method::POST => {
+            let read = axum::body::to_bytes(body, REPORT_MAX);
+            match timeout(REPORT_TIME, read).await {
+                Ok(Ok(body)) => body,
+                Ok(Err(_)) => {
+                    let problem = format!("a report has at most {REPORT_MAX} octets");
+                    return refusal(StatusCode::PAYLOAD_TOO_LARGE, &problem);
+                }
+                Err(_) => {
+                    return refusal(
+                        StatusCode::REQUEST_TIMEOUT,
+                        "the report did not come in time",
+                    );
+                }
+            }
+        }
+        _ => {
+            let refusal = refusal(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "reports are sent by GET or POST",
+            );
+            return ([(header::ALLOW, "GET, POST")], refusal).into_response();
+        }
+    };
+    if body.len() > REPORT_MAX {
+        return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the report is too long");
+    }
+    match tree.knows_machine(machine).await {
+        Ok(true) => {}
+        Ok(false) => return refusal(StatusCode::NOT_FOUND, "there is no such machine"),
+        Err(problem) => return refused(&problem),
+    }
+    let proposal = Proposal {
+        request: RequestId(Uuid::new_v4()),
+        actor: Actor(format!("machine:{machine}")),
+        if_match: None,
+        command: Command::Report {
+            machine,
+            body: text(&body),
+        },
+    };
+    match tree.cluster().propose(proposal).await {
+        Ok(outcome) => match outcome.result {
+            Ok(_) => (StatusCode::OK, "committed\n").into_response(),
+            Err(rejection @ Rejection::NotFound { .. }) => {
+                refusal(StatusCode::NOT_FOUND, &rejection.to_string())
+            }
+            Err(rejection) => refusal(StatusCode::CONFLICT, &rejection.to_string()),
+        },
+        Err(error) => refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &format!("the report is not committed: {error}"),
+        ),
+    }
+}
+
+/// What a machine sent, as text of at most [`REPORT_MAX`] octets.
+fn text(body: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(body).into_owned();
+    // A replaced octet takes three.
+    let mut end = text.len().min(REPORT_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let check = |range, expected| assert_eq!(part(range, 10), expected, "{range}");
+        check("bytes=0-0", Wanted::Part(0..1));
+        check("bytes=2-5", Wanted::Part(2..6));
+        check("bytes=2-", Wanted::Part(2..10));
+        check("bytes=2-99999999999999999999", Wanted::All);
+        check("bytes=2-18446744073709551615", Wanted::Part(2..10));
+        check("bytes=-3", Wanted::Part(7..10));
+        check("bytes=-30", Wanted::Part(0..10));
+        check("bytes=10-", Wanted::Nothing);
+        check("bytes=-0", Wanted::Nothing);
+        check("bytes=5-2", Wanted::All);
+        check("bytes=0-1,3-4", Wanted::All);
+        check("lines=0-1", Wanted::All);
+        check("bytes=", Wanted::All);
+        check("bytes=-", Wanted::All);
+    }
+
+    #[test]
+    fn range_of_nothing_is_unsatisfiable() {
+        assert_eq!(part("bytes=0-", 0), Wanted::Nothing);
+    }
+
+    #[test]
+    fn range_of_older_content_gives_all() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::RANGE, HeaderValue::from_static("bytes=1-"));
+        assert_eq!(wanted(&headers, "\"a\"", 5), Wanted::Part(1..5));
+        headers.insert(header::IF_RANGE, HeaderValue::from_static("\"a\""));
+        assert_eq!(wanted(&headers, "\"a\"", 5), Wanted::Part(1..5));
+        headers.insert(header::IF_RANGE, HeaderValue::from_static("\"b\""));
+        assert_eq!(wanted(&headers, "\"a\"", 5), Wanted::All);
+    }
+}

@@ -1,0 +1,69 @@
+//! Metrics of the boot service, named and described here alone.
+
+use std::time::Duration;
+
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+
+const REQUESTS: &str = "muster_boot_requests_total";
+const SECONDS: &str = "muster_boot_request_seconds";
+const OCTETS: &str = "muster_boot_octets_total";
+const CONNECTIONS: &str = "muster_boot_connections";
+const TFTP_TRANSFERS: &str = "muster_tftp_transfers_total";
+const TFTP_ACTIVE: &str = "muster_tftp_transfers_active";
+const TFTP_OCTETS: &str = "muster_tftp_octets_total";
+
+/// Tells the exporter what each is.
+pub fn describe() {
+    describe_counter!(REQUESTS, "HTTP boot requests by kind of path and status");
+    describe_histogram!(
+        SECONDS,
+        Unit::Seconds,
+        "Time until an HTTP boot answer began"
+    );
+    describe_counter!(
+        OCTETS,
+        Unit::Bytes,
+        "Octets sent as bodies of HTTP boot answers"
+    );
+    describe_gauge!(CONNECTIONS, "Open HTTP boot connections");
+    describe_counter!(
+        TFTP_TRANSFERS,
+        "TFTP transfers by result: read (all octets were taken), cut, not_found, refused, failed"
+    );
+    describe_gauge!(TFTP_ACTIVE, "TFTP transfers that run");
+    describe_counter!(TFTP_OCTETS, Unit::Bytes, "Octets handed to TFTP transfers");
+}
+
+/// An HTTP answer began.
+pub(crate) fn answered(kind: &'static str, status: u16, after: Duration) {
+    counter!(REQUESTS, "path" => kind, "status" => status.to_string()).increment(1);
+    histogram!(SECONDS, "path" => kind).record(after.as_secs_f64());
+}
+
+/// Part of a body was sent.
+pub(crate) fn sent(octets: u64) {
+    counter!(OCTETS).increment(octets);
+}
+
+/// Connections are open.
+pub(crate) fn connections(open: usize) {
+    gauge!(CONNECTIONS).set(count(open));
+}
+
+/// A TFTP transfer ended, or was refused before it began.
+pub(crate) fn transferred(result: &'static str, octets: u64) {
+    counter!(TFTP_TRANSFERS, "result" => result).increment(1);
+    counter!(TFTP_OCTETS).increment(octets);
+}
+
+/// TFTP transfers run.
+pub(crate) fn transfers(active: usize) {
+    gauge!(TFTP_ACTIVE).set(count(active));
+}
+
+/// Exact for any count of open sockets.
+fn count(number: usize) -> f64 {
+    f64::from(u32::try_from(number).unwrap_or(u32::MAX))
+}

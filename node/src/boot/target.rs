@@ -1,0 +1,240 @@
+//! The URL layout: what a path means. The same for HTTP and TFTP.
+
+use muster_storage::model::{Mac, Sha256};
+use uuid::Uuid;
+
+/// What a path names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `/boot.ipxe`, `/autoexec.ipxe`: the script for the machine with this MAC, or else the one
+    /// that leases the client's address.
+    Script {
+        /// `?mac=`
+        mac: Option<Mac>,
+    },
+    /// `/artifacts/PATH`
+    Artifact {
+        /// Path of the artifact.
+        path: String,
+        /// `?sha256=`: these bytes and no others.
+        sha256: Option<Sha256>,
+    },
+    /// `/machines/UUID/PATH`
+    File {
+        /// Whose tree.
+        machine: Uuid,
+        /// Path in it.
+        path: String,
+    },
+    /// `/machines/UUID/report`
+    Report {
+        /// Who reports.
+        machine: Uuid,
+    },
+    /// A first-stage loader at the top.
+    Loader {
+        /// Name of the file.
+        name: String,
+    },
+}
+
+impl Target {
+    /// Reads a path with its query. None for a path that nothing can be at.
+    ///
+    /// TFTP clients write `\` for `/`, and begin with none, one or several.
+    pub fn parse(path: &str, query: Option<&str>) -> Option<Self> {
+        let path = decode(path)?.replace('\\', "/");
+        let path = path.trim_start_matches('/');
+        let plain = |segment: &str| !segment.is_empty() && !segment.starts_with('.');
+        if !path.split('/').all(plain) || path.contains(|c: char| c.is_control()) {
+            return None;
+        }
+        match path.split_once('/') {
+            None if matches!(path, "boot.ipxe" | "autoexec.ipxe") => Some(Self::Script {
+                // A MAC that cannot be read is as good as none: the script asks for it.
+                mac: parameter(query, "mac").and_then(|text| text.parse().ok()),
+            }),
+            None => Some(Self::Loader {
+                name: path.to_owned(),
+            }),
+            Some(("artifacts", path)) => Some(Self::Artifact {
+                path: path.to_owned(),
+                sha256: match parameter(query, "sha256") {
+                    Some(text) => Some(text.parse().ok()?),
+                    None => None,
+                },
+            }),
+            Some(("machines", rest)) => {
+                let (uuid, path) = rest.split_once('/')?;
+                let machine = uuid.parse().ok()?;
+                Some(match path {
+                    "report" => Self::Report { machine },
+                    path => Self::File {
+                        machine,
+                        path: path.to_owned(),
+                    },
+                })
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// What kind of thing it is, for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Script { .. } => "script",
+            Self::Artifact { .. } => "artifact",
+            Self::File { .. } => "file",
+            Self::Report { .. } => "report",
+            Self::Loader { .. } => "loader",
+        }
+    }
+}
+
+fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    query?
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(key, _)| *key == name)
+        .and_then(|(_, value)| decode(value))
+}
+
+/// Undoes percent-encoding (RFC 3986 §2.1): iPXE encodes more than it must.
+fn decode(text: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut octets = text.bytes();
+    while let Some(octet) = octets.next() {
+        if octet == b'%' {
+            let digits = [octets.next()?, octets.next()?];
+            decoded.extend(hex::decode(digits).ok()?);
+        } else {
+            decoded.push(octet);
+        }
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+
+    fn check(path: &str, query: Option<&str>, expected: Option<Target>) {
+        assert_eq!(Target::parse(path, query), expected, "{path} {query:?}");
+    }
+
+    #[test]
+    fn scripts() {
+        let mac = Some(Mac([0x52, 0x54, 0, 0, 0, 0x50]));
+        check("/boot.ipxe", None, Some(Target::Script { mac: None }));
+        check("autoexec.ipxe", None, Some(Target::Script { mac: None }));
+        for query in [
+            "mac=52:54:00:00:00:50",
+            "a=b&mac=52%3A54%3a00%3A00%3A00%3A50",
+        ] {
+            check("/boot.ipxe", Some(query), Some(Target::Script { mac }));
+        }
+        for query in [
+            "mac=",
+            "mac=%",
+            "mac",
+            "Mac=52:54:00:00:00:50",
+            "mac=${netX/mac}",
+        ] {
+            check(
+                "/boot.ipxe",
+                Some(query),
+                Some(Target::Script { mac: None }),
+            );
+        }
+    }
+
+    #[test]
+    fn artifacts() {
+        let artifact = |sha256| {
+            Some(Target::Artifact {
+                path: "lab/vmlinuz".to_owned(),
+                sha256,
+            })
+        };
+        for path in [
+            "/artifacts/lab/vmlinuz",
+            "artifacts/lab/vmlinuz",
+            "\\artifacts\\lab\\vmlinuz",
+        ] {
+            check(path, None, artifact(None));
+        }
+        let digest = format!("sha256={}", "ab".repeat(32));
+        check(
+            "/artifacts/lab/vmlinuz",
+            Some(&digest),
+            artifact(Some(Sha256([0xab; 32]))),
+        );
+        check("/artifacts/lab/vmlinuz", Some("sha256=12"), None);
+    }
+
+    #[test]
+    fn machines() {
+        let machine = UUID.parse().unwrap_or_default();
+        let file = Target::File {
+            machine,
+            path: "a/hello.cfg".to_owned(),
+        };
+        check(&format!("/machines/{UUID}/a/hello.cfg"), None, Some(file));
+        check(
+            &format!("/machines/{UUID}/report"),
+            None,
+            Some(Target::Report { machine }),
+        );
+        check(&format!("/machines/{UUID}"), None, None);
+        check("/machines/m1/hello.cfg", None, None);
+    }
+
+    #[test]
+    fn loaders_are_plain_names() {
+        let loader = Target::Loader {
+            name: "undionly.kpxe".to_owned(),
+        };
+        check("//undionly.kpxe", None, Some(loader));
+    }
+
+    #[test]
+    fn what_leads_elsewhere_is_nothing() {
+        for path in [
+            "",
+            "/",
+            "//",
+            "/.",
+            "/..",
+            "/../etc/passwd",
+            "/%2e%2e/etc/passwd",
+            "/..%2fetc",
+            "..\\x",
+            "/artifacts",
+            "/artifacts/",
+            "/artifacts/../x",
+            "/artifacts//x",
+            "/artifacts/a/",
+            "/etc/passwd",
+            "/.hidden",
+            "/%00",
+            "/%",
+            "/%zz",
+            "/%ff",
+            "/a\nb",
+        ] {
+            check(
+                path,
+                None,
+                if path == "/artifacts" {
+                    Some(Target::Loader {
+                        name: "artifacts".to_owned(),
+                    })
+                } else {
+                    None
+                },
+            );
+        }
+    }
+}

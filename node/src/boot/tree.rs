@@ -1,0 +1,416 @@
+//! What is at a path for a client.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+use muster_api::template::{self, Job, NodeView, RenderContext};
+use muster_raft::Cluster;
+use muster_storage::State;
+use muster_storage::model::{LeaseState, Mac, Sha256};
+use muster_storage::state::{BootClient, BootTarget};
+use sha2::Digest as _;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::script::{self, File, Heading, Task};
+use super::target::Target;
+
+/// How long an answer waits for a quorum to confirm that it is made from the latest state.
+const CONFIRM: Duration = Duration::from_millis(200);
+
+/// How long to wait for it when this node knows nothing of what is asked for.
+const CATCH_UP: Duration = Duration::from_millis(500);
+
+/// Templates being rendered at a time: they take processor time, and DHCP and Raft come first.
+const RENDERING_MAX: usize = 2;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Source address of the request.
+    pub address: IpAddr,
+}
+
+/// What was asked for, ready to be read.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// Exact length in octets.
+    pub length: u64,
+    /// Changes when the octets do.
+    pub etag: String,
+    /// Media type.
+    pub media: &'static str,
+    /// Where the octets are.
+    pub source: Source,
+}
+
+/// Where octets are.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Here.
+    Text(Bytes),
+    /// In a file on this node.
+    File(PathBuf),
+    /// On some other node.
+    Peers(Sha256),
+}
+
+/// Why there is nothing to give.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// This node does not know it, and could not ask the others.
+    #[error("this node cannot reach a quorum, and knows nothing of it by itself")]
+    Unconfirmed,
+    /// A template could not be rendered.
+    #[error("it cannot be rendered: {0}")]
+    Render(template::Problem),
+    /// Rendering was cut off.
+    #[error("it cannot be rendered now")]
+    Interrupted,
+    /// The disk failed.
+    #[error("it cannot be read")]
+    Disk(#[source] io::Error),
+}
+
+/// The tree of everything that clients can fetch. Clones share it.
+#[derive(Clone)]
+pub struct Tree {
+    cluster: Cluster,
+    loader_dir: Arc<Path>,
+    rendering: Arc<Semaphore>,
+}
+
+impl Tree {
+    /// The tree as this node serves it.
+    pub fn new(cluster: Cluster, loader_dir: &Path) -> Self {
+        Self {
+            cluster,
+            loader_dir: loader_dir.into(),
+            rendering: Arc::new(Semaphore::new(RENDERING_MAX)),
+        }
+    }
+
+    /// The node that serves it.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// What is at `target` for `client`. A report is nothing that can be read.
+    ///
+    /// # Errors
+    /// When there is nothing, or it cannot be had now.
+    pub async fn find(&self, target: &Target, client: Client) -> Result<Content, Problem> {
+        match target {
+            Target::Script { mac } => self.script(*mac, client).await,
+            Target::Artifact { path, sha256 } => self.artifact(path, *sha256).await,
+            Target::File { machine, path } => self.file(*machine, path).await,
+            Target::Loader { name } => self.loader(name).await,
+            Target::Report { .. } => Err(Problem::NotFound("reports are written".to_owned())),
+        }
+    }
+
+    /// Whether what is read from now on is at least as new as anything committed before the call.
+    async fn confirm(&self, budget: Duration) -> bool {
+        let read = self.cluster.read_linear(|_| ());
+        matches!(timeout(budget, read).await, Ok(Ok(())))
+    }
+
+    /// Whether the machine exists, after asking the others if this node does not know it.
+    ///
+    /// # Errors
+    /// When this node does not know it and cannot ask.
+    pub async fn knows_machine(&self, machine: Uuid) -> Result<bool, Problem> {
+        let known = || {
+            let found = |state: &State| state.machine_with_uuid(machine).is_some();
+            self.cluster.read(found)
+        };
+        if known() {
+            return Ok(true);
+        }
+        match self.confirm(CATCH_UP).await {
+            true => Ok(known()),
+            false => Err(Problem::Unconfirmed),
+        }
+    }
+
+    async fn script(&self, mac: Option<Mac>, client: Client) -> Result<Content, Problem> {
+        let identify = |state: &State| {
+            let mac = mac.or_else(|| leased_to(state, client.address));
+            let known = mac.is_some_and(|mac| state.machine_with_mac(mac).is_some());
+            (mac, known)
+        };
+        let (_, known) = self.cluster.read(identify);
+        let confirmed = self.confirm(if known { CONFIRM } else { CATCH_UP }).await;
+        let (mac, known) = self.cluster.read(identify);
+        let (_, mut nodes) = template::nodes(&self.cluster);
+        script::order(&mut nodes, mac);
+        let (heading, task) = match mac {
+            Some(mac) if known || confirmed => {
+                let heading_and_work = |state: &State| {
+                    let (heading, work) = plan(state, mac, client, &nodes);
+                    (
+                        Heading {
+                            confirmed,
+                            ..heading
+                        },
+                        work,
+                    )
+                };
+                let (heading, work) = self.cluster.read(heading_and_work);
+                (heading, self.task(work).await)
+            }
+            mac => {
+                let heading = Heading {
+                    machine: None,
+                    mac,
+                    address: client.address,
+                    rule: "nothing is known about the client here".to_owned(),
+                    revision: self.cluster.read(State::revision),
+                    confirmed,
+                };
+                let task = match mac {
+                    None => Task::Identify,
+                    Some(_) => Task::Hold {
+                        lines: vec!["this node cannot reach a quorum to ask who it is".to_owned()],
+                    },
+                };
+                (heading, task)
+            }
+        };
+        Ok(text_content(script::text(&heading, &task, &nodes)))
+    }
+
+    /// Does what is left to do without the state. A bad template holds its machines, visibly.
+    async fn task(&self, work: Work) -> Task {
+        let (kernel, initrds, jobs) = match work {
+            Work::Ready(task) => return task,
+            Work::Kernel {
+                kernel,
+                initrds,
+                args,
+            } => (kernel, initrds, args),
+        };
+        match self.render(jobs).await {
+            Ok(args) => Task::Kernel {
+                kernel,
+                initrds,
+                args,
+            },
+            Err(problem) => Task::Hold {
+                lines: vec![format!("the kernel arguments: {problem}")],
+            },
+        }
+    }
+
+    async fn artifact(&self, path: &str, pinned: Option<Sha256>) -> Result<Content, Problem> {
+        if let Some(content) = self.known_artifact(path, pinned) {
+            return Ok(content);
+        }
+        let confirmed = self.confirm(CATCH_UP).await;
+        match self.known_artifact(path, pinned) {
+            Some(content) => Ok(content),
+            None if confirmed => Err(Problem::NotFound(match pinned {
+                None => format!("there is no artifact `{path}`"),
+                Some(_) => format!("artifact `{path}` has other bytes now"),
+            })),
+            None => Err(Problem::Unconfirmed),
+        }
+    }
+
+    fn known_artifact(&self, path: &str, pinned: Option<Sha256>) -> Option<Content> {
+        let recorded = |state: &State| {
+            let artifact = state.artifact(path)?;
+            Some((artifact.sha256, artifact.size))
+        };
+        let recorded = self
+            .cluster
+            .read(recorded)
+            .filter(|(sha256, _)| pinned.is_none_or(|pinned| pinned == *sha256));
+        let blobs = self.cluster.blobs();
+        let (sha256, length, source) = match (recorded, pinned) {
+            (Some((sha256, length)), _) => {
+                // A file of another length is damaged: others have it whole.
+                let source = if blobs.size(&sha256) == Some(length) {
+                    Source::File(blobs.path(&sha256))
+                } else {
+                    Source::Peers(sha256)
+                };
+                (sha256, length, source)
+            }
+            // Replaced since the script was written, but still here.
+            (None, Some(sha256)) => {
+                let length = blobs.size(&sha256)?;
+                (sha256, length, Source::File(blobs.path(&sha256)))
+            }
+            (None, None) => return None,
+        };
+        Some(Content {
+            length,
+            etag: sha256.to_string(),
+            media: "application/octet-stream",
+            source,
+        })
+    }
+
+    async fn file(&self, machine: Uuid, path: &str) -> Result<Content, Problem> {
+        let (node, nodes) = template::nodes(&self.cluster);
+        let confirmed = self.confirm(CONFIRM).await;
+        let job = |state: &State| {
+            let machine = state.machine_with_uuid(machine)?;
+            let bootenv = state.bootenv(&machine.bootenv)?;
+            let file = bootenv.files.iter().find(|file| file.path == path)?;
+            let context = RenderContext {
+                machine: Some(machine),
+                node: node.clone(),
+                nodes: nodes.clone(),
+            };
+            Some(Job::named(state, &context, &file.template))
+        };
+        let mut found = self.cluster.read(job);
+        if found.is_none() && !confirmed {
+            if !self.confirm(CATCH_UP.saturating_sub(CONFIRM)).await {
+                return Err(Problem::Unconfirmed);
+            }
+            found = self.cluster.read(job);
+        }
+        let Some(job) = found else {
+            return Err(Problem::NotFound(format!(
+                "machine {machine} boots nothing that has a file `{path}`"
+            )));
+        };
+        let text = self.render(vec![job]).await?;
+        Ok(text_content(text.concat()))
+    }
+
+    async fn render(&self, jobs: Vec<Job>) -> Result<Vec<String>, Problem> {
+        let interrupted = |_| Problem::Interrupted;
+        let turn = Arc::clone(&self.rendering).acquire_owned().await;
+        // Held by the thread, not by the request: that a client went away does not end the work.
+        let turn = turn.map_err(|_| Problem::Interrupted)?;
+        let render = move || {
+            let texts = jobs
+                .into_iter()
+                .map(Job::run)
+                .collect::<Result<Vec<_>, _>>();
+            drop(turn);
+            texts
+        };
+        tokio::task::spawn_blocking(render)
+            .await
+            .map_err(interrupted)?
+            .map_err(Problem::Render)
+    }
+
+    async fn loader(&self, name: &str) -> Result<Content, Problem> {
+        let path = self.loader_dir.join(name);
+        let not_found = || Problem::NotFound(format!("there is no loader `{name}`"));
+        let metadata = match tokio::fs::metadata(&path).await {
+            Ok(metadata) if metadata.is_file() => metadata,
+            Ok(_) => return Err(not_found()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(not_found()),
+            Err(error) => return Err(Problem::Disk(error)),
+        };
+        let modified = metadata.modified().ok();
+        let modified = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Ok(Content {
+            length: metadata.len(),
+            etag: format!(
+                "{:x}-{:x}",
+                metadata.len(),
+                modified.unwrap_or_default().as_nanos()
+            ),
+            media: "application/octet-stream",
+            source: Source::File(path),
+        })
+    }
+}
+
+/// What is to be done, as far as the state says.
+enum Work {
+    Ready(Task),
+    Kernel {
+        kernel: File,
+        initrds: Vec<File>,
+        /// Renders the arguments, one for each node.
+        args: Vec<Job>,
+    },
+}
+
+fn plan(state: &State, mac: Mac, client: Client, nodes: &[NodeView]) -> (Heading, Work) {
+    let plan = state.boot_plan(&BootClient { mac });
+    let heading = Heading {
+        machine: plan.machine.map(|machine| machine.name.clone()),
+        mac: Some(mac),
+        address: client.address,
+        rule: plan.rule,
+        revision: state.revision(),
+        confirmed: false,
+    };
+    let hold = |reason: &str| {
+        Work::Ready(Task::Hold {
+            lines: reason.lines().map(str::to_owned).collect(),
+        })
+    };
+    let work = match plan.target {
+        BootTarget::Local => Work::Ready(Task::Local),
+        BootTarget::Hold { reason } => hold(&reason),
+        BootTarget::Bootenv(bootenv) => {
+            let pin = |path: &String| {
+                Some(File {
+                    path: path.clone(),
+                    sha256: state.artifact(path)?.sha256,
+                })
+            };
+            let kernel = bootenv.kernel.as_ref().and_then(pin);
+            let initrds: Option<Vec<File>> = bootenv.initrds.iter().map(pin).collect();
+            match (kernel, initrds) {
+                (Some(kernel), Some(initrds)) => Work::Kernel {
+                    kernel,
+                    initrds,
+                    args: nodes
+                        .iter()
+                        .map(|node| {
+                            let context = RenderContext {
+                                machine: plan.machine,
+                                node: node.clone(),
+                                nodes: nodes.to_vec(),
+                            };
+                            Job::text(state, &context, &bootenv.kernel_args)
+                        })
+                        .collect(),
+                },
+                // `boot_plan` gives no such bootenv; if it did, saying so is better than silence.
+                _ => hold(&format!("bootenv {} lacks an artifact", bootenv.name)),
+            }
+        }
+    };
+    (heading, work)
+}
+
+/// The hardware address behind a leased address.
+fn leased_to(state: &State, address: IpAddr) -> Option<Mac> {
+    let IpAddr::V4(address) = address.to_canonical() else {
+        return None;
+    };
+    let lease = &state.lease(address)?.object;
+    lease.mac.filter(|_| lease.state == LeaseState::Bound)
+}
+
+fn text_content(text: String) -> Content {
+    let etag = hex::encode(sha2::Sha256::digest(&text));
+    let text = Bytes::from(text);
+    Content {
+        length: text.len() as u64,
+        etag,
+        media: "text/plain; charset=utf-8",
+        source: Source::Text(text),
+    }
+}

@@ -1,0 +1,272 @@
+//! Opening what a request names, and reading it block by block.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_tftp::packet;
+use futures::AsyncRead;
+use futures::io::Sink;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
+
+use crate::boot::{Client, Problem, Reader, Target, Tree, metrics};
+
+/// Transfers at a time; each has a socket and a buffer.
+const ACTIVE_MAX: usize = 1024;
+
+/// Transfers at a time to one address: firmware runs one, and what it gave up still runs.
+const ACTIVE_PER_CLIENT_MAX: usize = 32;
+
+/// How long one request may keep others from being opened. What takes longer is opened while the
+/// others go on, and its size cannot be told to the client.
+const PATIENCE: Duration = Duration::from_millis(30);
+
+/// Opens what is asked for.
+pub(super) struct Handler {
+    tree: Tree,
+    active: Active,
+}
+
+impl Handler {
+    pub(super) fn new(tree: Tree, active: Active) -> Self {
+        Self { tree, active }
+    }
+}
+
+impl async_tftp::server::Handler for Handler {
+    type Reader = Transfer;
+    type Writer = Sink;
+
+    async fn read_req_open(
+        &mut self,
+        client: &SocketAddr,
+        path: &Path,
+    ) -> Result<(Transfer, Option<u64>), packet::Error> {
+        let address = client.ip().to_canonical();
+        let Some(place) = self.active.enter(address) else {
+            metrics::transferred("refused", 0);
+            tracing::debug!(client = %address, "TFTP request refused: too many transfers");
+            return Err(packet::Error::Msg(
+                "too many transfers, ask again".to_owned(),
+            ));
+        };
+        let path = path.to_string_lossy().into_owned();
+        let mut opening = tokio::spawn(open(self.tree.clone(), Client { address }, path));
+        let opened = timeout(PATIENCE, &mut opening).await;
+        let (state, length) = match opened {
+            Ok(opened) => {
+                let (reader, length) = settle(opened).map_err(|error| refusal(&error))?;
+                (State::Reading(reader), Some(length))
+            }
+            Err(_) => (State::Opening(opening), None),
+        };
+        let transfer = Transfer {
+            state,
+            octets: 0,
+            result: "cut",
+            _place: place,
+        };
+        Ok((transfer, length))
+    }
+
+    async fn write_req_open(
+        &mut self,
+        client: &SocketAddr,
+        _: &Path,
+        _: Option<u64>,
+    ) -> Result<Sink, packet::Error> {
+        metrics::transferred("refused", 0);
+        tracing::debug!(%client, "TFTP write refused");
+        Err(packet::Error::PermissionDenied)
+    }
+}
+
+type Opened = (Compat<Reader>, u64);
+
+async fn open(tree: Tree, client: Client, path: String) -> Result<Opened, Problem> {
+    let (name, query) = match path.split_once('?') {
+        Some((name, query)) => (name, Some(query)),
+        None => (path.as_str(), None),
+    };
+    let found = match Target::parse(name, query) {
+        Some(target) => tree.find(&target, client).await,
+        None => Err(Problem::NotFound(
+            "there is nothing at this path".to_owned(),
+        )),
+    };
+    let opened = match found {
+        Ok(content) => {
+            let length = content.length;
+            let reader = content.reader(tree.cluster()).await;
+            let reader = reader.map_err(Problem::Disk);
+            reader.map(|reader| (reader.compat(), length))
+        }
+        Err(problem) => Err(problem),
+    };
+    let client = client.address;
+    match &opened {
+        Ok((_, length)) => tracing::debug!(%client, path, length, "TFTP request"),
+        // Firmware asks for files that may not be there: nothing to worry about.
+        Err(problem @ Problem::NotFound(_)) => {
+            tracing::debug!(%client, path, %problem, "TFTP request");
+            metrics::transferred("not_found", 0);
+        }
+        Err(problem) => {
+            tracing::warn!(%client, path, %problem, "TFTP request failed");
+            metrics::transferred("failed", 0);
+        }
+    }
+    opened
+}
+
+/// What became of opening, as an error that TFTP has a code for.
+fn settle(opened: Result<Result<Opened, Problem>, tokio::task::JoinError>) -> io::Result<Opened> {
+    match opened {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(Problem::NotFound(_))) => Err(io::ErrorKind::NotFound.into()),
+        Ok(Err(problem)) => Err(io::Error::other(problem)),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+fn refusal(error: &io::Error) -> packet::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => packet::Error::FileNotFound,
+        _ => packet::Error::Msg(error.to_string()),
+    }
+}
+
+/// What is sent to one client.
+pub(super) struct Transfer {
+    state: State,
+    octets: u64,
+    result: &'static str,
+    _place: Place,
+}
+
+enum State {
+    Opening(JoinHandle<Result<Opened, Problem>>),
+    Reading(Compat<Reader>),
+}
+
+impl AsyncRead for Transfer {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let polled = match &mut self.state {
+                State::Opening(opening) => {
+                    let opened = ready!(Pin::new(opening).poll(context));
+                    let (reader, _) = settle(opened)?;
+                    self.state = State::Reading(reader);
+                    continue;
+                }
+                State::Reading(reader) => ready!(Pin::new(reader).poll_read(context, buffer)),
+            };
+            match &polled {
+                Ok(0) => self.result = "read",
+                Ok(length) => self.octets = self.octets.saturating_add(*length as u64),
+                Err(_) => self.result = "failed",
+            }
+            return Poll::Ready(polled);
+        }
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        match &self.state {
+            State::Opening(opening) => opening.abort(),
+            State::Reading(_) => metrics::transferred(self.result, self.octets),
+        }
+    }
+}
+
+/// The transfers that run, by client. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Active(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Active {
+    /// A place for one more transfer, if there is room.
+    fn enter(&self, client: IpAddr) -> Option<Place> {
+        let mut clients = self.lock();
+        let total: usize = clients.values().sum();
+        let own = clients.entry(client).or_default();
+        if total >= ACTIVE_MAX || *own >= ACTIVE_PER_CLIENT_MAX {
+            if *own == 0 {
+                clients.remove(&client);
+            }
+            return None;
+        }
+        *own += 1;
+        metrics::transfers(total + 1);
+        Some(Place {
+            active: self.clone(),
+            client,
+        })
+    }
+
+    /// How many run.
+    pub(super) fn count(&self) -> usize {
+        self.lock().values().sum()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One running transfer; given back when dropped.
+struct Place {
+    active: Active,
+    client: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut clients = self.active.lock();
+        if let Some(own) = clients.get_mut(&self.client) {
+            *own -= 1;
+            if *own == 0 {
+                clients.remove(&self.client);
+            }
+        }
+        metrics::transfers(clients.values().sum());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_bounded_and_given_back() {
+        let active = Active::default();
+        let client = |n: u8| IpAddr::from([10, 0, 0, n]);
+        let of_one: Vec<Place> = (0..ACTIVE_PER_CLIENT_MAX)
+            .filter_map(|_| active.enter(client(1)))
+            .collect();
+        assert_eq!(of_one.len(), ACTIVE_PER_CLIENT_MAX);
+        assert!(active.enter(client(1)).is_none());
+        let of_others: Vec<Place> = (2..=255)
+            .flat_map(|n| (0..ACTIVE_PER_CLIENT_MAX).map(move |_| n))
+            .filter_map(|n| active.enter(client(n)))
+            .collect();
+        assert_eq!(of_one.len() + of_others.len(), ACTIVE_MAX);
+        drop(of_others);
+        assert_eq!(active.count(), ACTIVE_PER_CLIENT_MAX);
+        drop(of_one);
+        assert_eq!(active.count(), 0);
+        assert!(active.lock().is_empty());
+    }
+}

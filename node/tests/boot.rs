@@ -1,0 +1,279 @@
+//! The boot service over HTTP, on a cluster of one.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use support::{Answer, MAC, Site, UUID, http};
+
+#[tokio::test]
+async fn known_machine_boots_its_bootenv() {
+    let site = Site::new().await;
+    let kernel = site.artifact("lab/vmlinuz", b"kernel").await;
+    let initrd = site.artifact("lab/initrd.img", b"initrd").await;
+    site.lab_machine().await;
+    let script = site.get(&format!("/boot.ipxe?mac={MAC}")).await.ok_text();
+    let url = &site.url;
+    for line in [
+        format!("# bootenv of machine `m1`: `lab`"),
+        format!(
+            "initrd --name initrd.img --timeout 4000 {url}/artifacts/lab/initrd.img?sha256={initrd} && goto initrd-0 ||"
+        ),
+        format!(
+            "kernel --name vmlinuz --timeout 4000 {url}/artifacts/lab/vmlinuz?sha256={kernel} console=ttyS0 report={url}/machines/{UUID}/report initrd=initrd.img && goto boot ||"
+        ),
+    ] {
+        assert!(
+            script.lines().any(|found| found == line),
+            "no line {line:?} in\n{script}"
+        );
+    }
+    assert!(script.contains("confirmed by a quorum"), "{script}");
+}
+
+#[tokio::test]
+async fn unknown_machine_is_told_what_to_do() {
+    let site = Site::new().await;
+    let script = site.get("/boot.ipxe?mac=52-54-00-00-00-99").await.ok_text();
+    assert!(script.starts_with("#!ipxe\n"), "{script}");
+    assert!(
+        script.contains("this machine waits. MAC 52:54:00:00:00:99, address 127.0.0.1"),
+        "{script}"
+    );
+    assert!(
+        script.contains("| muster machines create -f -\n"),
+        "{script}"
+    );
+    assert!(script.contains("\nsleep 10 ||\n"), "{script}");
+}
+
+#[tokio::test]
+async fn client_without_a_name_is_asked_for_it() {
+    let site = Site::new().await;
+    for path in ["/boot.ipxe", "/autoexec.ipxe", "/boot.ipxe?mac=nonsense"] {
+        let script = site.get(path).await.ok_text();
+        let expected = format!("{}/boot.ipxe?mac=${{netX/mac}} ||", site.url);
+        assert!(script.contains(&expected), "{path}: {script}");
+    }
+}
+
+#[tokio::test]
+async fn client_is_known_by_its_lease() {
+    let site = Site::new().await;
+    site.lease("127.0.0.1", MAC).await;
+    site.lab_machine().await;
+    let script = site.get("/autoexec.ipxe").await.ok_text();
+    assert!(script.contains("bootenv of machine `m1`"), "{script}");
+}
+
+#[tokio::test]
+async fn machine_that_boots_its_disk_needs_no_network() {
+    let site = Site::new().await;
+    site.apply(&format!(
+        r#"{{"machine": {{"name": "m1", "macs": ["{MAC}"]}}}}"#
+    ))
+    .await;
+    let script = site.get(&format!("/boot.ipxe?mac={MAC}")).await.ok_text();
+    assert!(
+        script.contains("sanboot --no-describe --drive 0x80 ||\n"),
+        "{script}"
+    );
+    assert!(!script.contains("http://"), "{script}");
+}
+
+#[tokio::test]
+async fn what_is_missing_holds_the_machine_with_the_reason() {
+    let site = Site::new().await;
+    site.lab_machine().await;
+    let script = site.get(&format!("/boot.ipxe?mac={MAC}")).await.ok_text();
+    assert!(
+        script.contains("artifact `lab/vmlinuz` has not been uploaded"),
+        "{script}"
+    );
+    site.artifact("lab/vmlinuz", b"kernel").await;
+    site.artifact("lab/initrd.img", b"initrd").await;
+    site.apply(
+        r#"{"bootenv": {"name": "lab", "kernel": "lab/vmlinuz", "kernel_args": "{{ no.such }}"}}"#,
+    )
+    .await;
+    let script = site.get(&format!("/boot.ipxe?mac={MAC}")).await.ok_text();
+    assert!(
+        script.contains("muster: the kernel arguments: it cannot be rendered"),
+        "{script}"
+    );
+}
+
+#[tokio::test]
+async fn files_are_rendered_for_their_machine() {
+    let site = Site::new().await;
+    site.lab_machine().await;
+    let answer = site.get(&format!("/machines/{UUID}/hello.cfg")).await;
+    assert_eq!(answer.ok_text(), "hello m1 color blue\n");
+    assert_eq!(
+        site.get(&format!("/machines/{UUID}/other.cfg"))
+            .await
+            .status,
+        404
+    );
+    let other = "6ba7b810-9dad-11d1-80b4-00c04fd430c9";
+    assert_eq!(
+        site.get(&format!("/machines/{other}/hello.cfg"))
+            .await
+            .status,
+        404
+    );
+}
+
+#[tokio::test]
+async fn artifacts_have_exact_lengths_and_ranges() {
+    let site = Site::new().await;
+    let bytes: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
+    let sha256 = site.artifact("big/file", &bytes).await;
+    let path = "/artifacts/big/file";
+    let answer = site.get(path).await;
+    assert_eq!(
+        (answer.status, answer.header("content-length")),
+        (200, "1000000")
+    );
+    assert_eq!(answer.header("etag"), format!("\"{sha256}\""));
+    assert_eq!(answer.header("accept-ranges"), "bytes");
+    assert!(answer.body == bytes);
+    let head = site.send("HEAD", path, &[], b"").await;
+    assert_eq!(
+        (head.status, head.header("content-length"), head.body.len()),
+        (200, "1000000", 0)
+    );
+    let part = site.send("GET", path, &["Range: bytes=10-19"], b"").await;
+    assert_eq!(
+        (part.status, part.header("content-range")),
+        (206, "bytes 10-19/1000000")
+    );
+    assert_eq!(part.body, bytes[10..20]);
+    let tail = site.send("GET", path, &["Range: bytes=-7"], b"").await;
+    assert_eq!(tail.body, bytes[999_993..]);
+    let beyond = site
+        .send("GET", path, &["Range: bytes=1000000-"], b"")
+        .await;
+    assert_eq!(
+        (beyond.status, beyond.header("content-range")),
+        (416, "bytes */1000000")
+    );
+    let etag = format!("If-None-Match: \"{sha256}\"");
+    assert_eq!(site.send("GET", path, &[&etag], b"").await.status, 304);
+}
+
+#[tokio::test]
+async fn pinned_artifact_is_those_bytes_or_nothing() {
+    let site = Site::new().await;
+    let first = site.artifact("kernel", b"first").await;
+    let second = site.artifact("kernel", b"second").await;
+    assert_eq!(site.get("/artifacts/kernel").await.ok_text(), "second");
+    assert_eq!(
+        site.get(&format!("/artifacts/kernel?sha256={first}"))
+            .await
+            .ok_text(),
+        "first"
+    );
+    assert_eq!(
+        site.get(&format!("/artifacts/kernel?sha256={second}"))
+            .await
+            .ok_text(),
+        "second"
+    );
+    let neither = "ab".repeat(32);
+    assert_eq!(
+        site.get(&format!("/artifacts/kernel?sha256={neither}"))
+            .await
+            .status,
+        404
+    );
+    assert_eq!(site.get("/artifacts/kernel?sha256=12").await.status, 404);
+    assert_eq!(site.get("/artifacts/none").await.status, 404);
+}
+
+#[tokio::test]
+async fn report_is_answered_when_it_is_committed() {
+    let site = Site::new().await;
+    site.lab_machine().await;
+    let path = format!("/machines/{UUID}/report");
+    let answer = site.send("POST", &path, &[], b"up \xff").await;
+    assert_eq!(answer.ok_text(), "committed\n");
+    assert_eq!(site.report().await.unwrap(), "up \u{fffd}");
+    assert_eq!(site.get(&format!("{path}?state=done")).await.status, 200);
+    assert_eq!(site.report().await.unwrap(), "state=done");
+    let longest = vec![b'x'; 64 * 1024];
+    assert_eq!(site.send("POST", &path, &[], &longest).await.status, 200);
+    assert_eq!(
+        site.send("POST", &path, &[], &[&longest[..], b"y"].concat())
+            .await
+            .status,
+        413
+    );
+    let unknown = "/machines/6ba7b810-9dad-11d1-80b4-00c04fd430c9/report";
+    assert_eq!(site.send("POST", unknown, &[], b"x").await.status, 404);
+    assert_eq!(site.send("DELETE", &path, &[], b"").await.status, 405);
+}
+
+#[tokio::test]
+async fn loaders_are_served_and_nothing_beside_them() {
+    let site = Site::new().await;
+    let head = site.send("HEAD", "/undionly.kpxe", &[], b"").await;
+    assert_eq!((head.status, head.header("content-length")), (200, "6"));
+    assert_eq!(site.get("/undionly.kpxe").await.ok_text(), "loader");
+    for path in [
+        "/secret/key",
+        "/../secret",
+        "/%2e%2e/secret",
+        "/none.efi",
+        "/subdir",
+        "/",
+        "/.hidden",
+    ] {
+        assert_eq!(site.get(path).await.status, 404, "{path}");
+    }
+    assert_eq!(
+        site.send("POST", "/undionly.kpxe", &[], b"x").await.status,
+        405
+    );
+}
+
+#[tokio::test]
+async fn connection_is_kept_for_the_next_request() {
+    let site = Site::new().await;
+    let mut connection = http::Connection::open(site.address).await;
+    for _ in 0..3 {
+        let answer: Answer = connection.send("GET", "/undionly.kpxe", &[], b"").await;
+        assert_eq!(answer.ok_text(), "loader");
+    }
+}
+
+#[tokio::test]
+async fn garbage_costs_only_its_own_connection() {
+    use tokio::io::AsyncWriteExt as _;
+    let site = Site::new().await;
+    for garbage in [
+        &b"\x00\xff\x16\x03\x01"[..],
+        b"GET\r\n\r\n",
+        b"GET /%ff HTTP/9.9\r\n\r\n",
+        &[b'A'; 100_000],
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(site.address).await.unwrap();
+        let _ = stream.write_all(garbage).await;
+        let _ = stream.shutdown().await;
+        assert_eq!(site.get("/undionly.kpxe").await.ok_text(), "loader");
+    }
+}
+
+#[tokio::test]
+async fn stopping_lets_a_transfer_end() {
+    let site = Site::new().await;
+    let bytes = vec![7; 20_000_000];
+    site.artifact("big", &bytes).await;
+    let mut connection = http::Connection::open(site.address).await;
+    connection.begin("GET", "/artifacts/big", &[], b"").await;
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    site.stop.cancel();
+    let answer = connection.answer("GET").await;
+    assert_eq!(answer.body.len(), bytes.len());
+    site.ended().await;
+}
