@@ -13,7 +13,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use super::tree::{Content, Source};
+use super::tree::{Content, Problem, Source};
 
 /// Octets read from the disk at a time for HTTP.
 const CHUNK: usize = 256 * 1024;
@@ -30,16 +30,16 @@ impl Content {
     /// The octets of `range`, in chunks.
     ///
     /// # Errors
-    /// When the file is gone.
-    pub async fn chunks(self, cluster: &Cluster, range: Range<u64>) -> io::Result<Chunks> {
+    /// When the file is gone, or no peer gives it.
+    pub async fn chunks(self, cluster: &Cluster, range: Range<u64>) -> Result<Chunks, Problem> {
         self.chunks_of(CHUNK, cluster, range).await
     }
 
     /// All octets, as a reader.
     ///
     /// # Errors
-    /// When the file is gone.
-    pub async fn reader(self, cluster: &Cluster) -> io::Result<Reader> {
+    /// When the file is gone, or no peer gives it.
+    pub async fn reader(self, cluster: &Cluster) -> Result<Reader, Problem> {
         let length = self.length;
         let chunks = self.chunks_of(SMALL_CHUNK, cluster, 0..length).await?;
         Ok(Reader(StreamReader::new(chunks)))
@@ -50,7 +50,7 @@ impl Content {
         size: usize,
         cluster: &Cluster,
         range: Range<u64>,
-    ) -> io::Result<Chunks> {
+    ) -> Result<Chunks, Problem> {
         let length = range.end.saturating_sub(range.start);
         match self.source {
             Source::Text(text) => {
@@ -59,13 +59,14 @@ impl Content {
                 Ok(futures::stream::iter([Ok(part)]).boxed())
             }
             Source::File(path) => {
-                let mut file = File::open(path).await?;
+                let mut file = File::open(path).await.map_err(Problem::Disk)?;
                 if range.start > 0 {
-                    file.seek(SeekFrom::Start(range.start)).await?;
+                    let from = SeekFrom::Start(range.start);
+                    file.seek(from).await.map_err(Problem::Disk)?;
                 }
                 Ok(ReaderStream::with_capacity(file.take(length), size).boxed())
             }
-            Source::Peers(sha256) => Ok(from_peers(cluster.clone(), sha256, range)),
+            Source::Peers(sha256) => from_peers(cluster.clone(), sha256, range).await,
         }
     }
 }
@@ -85,8 +86,12 @@ impl AsyncRead for Reader {
 
 /// A part of an artifact that this node lacks. A peer that dies in the middle is succeeded by
 /// another from where it stopped.
-fn from_peers(cluster: Cluster, sha256: Sha256, range: Range<u64>) -> Chunks {
-    let transfer = Transfer {
+async fn from_peers(
+    cluster: Cluster,
+    sha256: Sha256,
+    range: Range<u64>,
+) -> Result<Chunks, Problem> {
+    let mut transfer = Transfer {
         cluster,
         sha256,
         next: range.start,
@@ -94,6 +99,8 @@ fn from_peers(cluster: Cluster, sha256: Sha256, range: Range<u64>) -> Chunks {
         chunks: None,
         attempts: 0,
     };
+    // Before anything is promised, the first octets must be there.
+    let first = transfer.chunk().await.map_err(|_| Problem::Peers)?;
     let step = |mut transfer: Transfer| async move {
         match transfer.chunk().await {
             Ok(chunk) if chunk.is_empty() => Ok(None),
@@ -101,7 +108,8 @@ fn from_peers(cluster: Cluster, sha256: Sha256, range: Range<u64>) -> Chunks {
             Err(error) => Err(error),
         }
     };
-    futures::stream::try_unfold(transfer, step).boxed()
+    let rest = futures::stream::try_unfold(transfer, step);
+    Ok(futures::stream::iter([Ok(first)]).chain(rest).boxed())
 }
 
 struct Transfer {

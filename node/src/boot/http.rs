@@ -1,6 +1,5 @@
 //! The tree on plain HTTP/1: exact lengths, ranges, no redirects, bounded connections.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
@@ -145,14 +144,16 @@ async fn get(tree: &Tree, target: &Target, client: Client, request: &Parts) -> R
     let head = request.method == Method::HEAD;
     match content_response(tree, content, head, &request.headers).await {
         Ok(response) => response,
-        Err(error) => refused(&Problem::Disk(error)),
+        Err(problem) => refused(&problem),
     }
 }
 
 fn refused(problem: &Problem) -> Response {
     let status = match problem {
         Problem::NotFound(_) => StatusCode::NOT_FOUND,
-        Problem::Unconfirmed | Problem::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
+        Problem::Unconfirmed | Problem::Interrupted | Problem::Peers => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Problem::Render(_) | Problem::Disk(_) => StatusCode::INTERNAL_SERVER_ERROR,
     };
     if let Problem::Disk(error) = problem {
@@ -171,7 +172,7 @@ async fn content_response(
     content: Content,
     head: bool,
     request: &HeaderMap,
-) -> io::Result<Response> {
+) -> Result<Response, Problem> {
     let length = content.length;
     let etag = format!("\"{}\"", content.etag);
     let mut response = Response::new(Body::empty());

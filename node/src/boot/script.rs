@@ -15,6 +15,12 @@ use sha2::Digest as _;
 /// How long a server may be silent, in milliseconds, before iPXE turns to the next.
 const SILENCE_MS: u32 = 4000;
 
+/// How long a machine that has nothing to boot waits before it asks again, in seconds.
+pub const HOLD_SECS: u32 = 10;
+
+/// How long a machine waits whose boot failed, or whose node did not know enough, in seconds.
+pub const RETRY_SECS: u32 = 3;
+
 /// What a script says about itself and whom it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heading {
@@ -24,6 +30,8 @@ pub struct Heading {
     pub mac: Option<Mac>,
     /// Where the request came from.
     pub address: IpAddr,
+    /// Name of the node that answers.
+    pub node: String,
     /// Which rule chose what is booted.
     pub rule: String,
     /// Revision of the state that was read.
@@ -43,6 +51,8 @@ pub enum Task {
     Hold {
         /// What stands in the way and what to do.
         lines: Vec<String>,
+        /// How long to wait.
+        wait_secs: u32,
     },
     /// Boot a kernel.
     Kernel {
@@ -84,7 +94,7 @@ pub fn text(heading: &Heading, task: &Task, nodes: &[NodeView]) -> String {
     match task {
         Task::Identify => script.identify(),
         Task::Local => script.local(heading),
-        Task::Hold { lines } => script.hold(heading, lines),
+        Task::Hold { lines, wait_secs } => script.hold(heading, lines, *wait_secs),
         Task::Kernel {
             kernel,
             initrds,
@@ -97,6 +107,7 @@ pub fn text(heading: &Heading, task: &Task, nodes: &[NodeView]) -> String {
                     "the kernel arguments have the word {word}, which iPXE takes for its own: \
                      change kernel_args of the bootenv"
                 )],
+                HOLD_SECS,
             ),
         },
     }
@@ -128,15 +139,14 @@ impl<'a> Script<'a> {
                 None => "?mac=${netX/mac}".to_owned(),
             },
         };
-        let node = nodes.first().map_or("", |node| &node.name);
         let confirmed = if heading.confirmed {
             "confirmed by a quorum"
         } else {
             "as this node knows it"
         };
         script.line(&format!(
-            "# muster: revision {}, {confirmed}, by node {node}",
-            heading.revision
+            "# muster: revision {}, {confirmed}, by node {}",
+            heading.revision, heading.node
         ));
         script.line(&format!("# {}", plain(&heading.rule)));
         script
@@ -154,7 +164,7 @@ impl<'a> Script<'a> {
 
     fn identify(&mut self) {
         self.line("goto again");
-        self.again(5);
+        self.again(RETRY_SECS);
     }
 
     /// BIOS boots the disk from here, because many ROMs do not return well. UEFI goes on with its
@@ -168,19 +178,18 @@ impl<'a> Script<'a> {
         self.line("exit 1");
     }
 
-    fn hold(&mut self, heading: &Heading, lines: &[String]) {
+    fn hold(&mut self, heading: &Heading, lines: &[String], wait_secs: u32) {
         let machine = named(heading);
         let mac = heading.mac.map(|mac| mac.to_string()).unwrap_or_default();
-        let node = self.nodes.first().map_or("", |node| &node.name);
         let about = format!(
-            "{machine} waits. MAC {mac}, address {}, node {node}",
-            heading.address
+            "{machine} waits. MAC {mac}, address {}, node {}",
+            heading.address, heading.node
         );
         self.echo(&about);
         for line in lines {
             self.echo(line);
         }
-        self.again(10);
+        self.again(wait_secs);
     }
 
     /// The kernel comes last: its command line may name the node, which then has just answered.
@@ -220,7 +229,7 @@ impl<'a> Script<'a> {
         self.line(":failed");
         self.line("imgfree");
         self.echo(&format!("{machine} could not boot {}", kernel.path));
-        self.again(3);
+        self.again(RETRY_SECS);
     }
 
     /// Waits, then reads the script again from each node; if none answers, asks for an address
@@ -317,6 +326,7 @@ mod tests {
             machine: machine.map(str::to_owned),
             mac: Some(Mac([0x52, 0x54, 0, 0, 0, 0x50])),
             address: IpAddr::from([10, 77, 0, 100]),
+            node: "a".to_owned(),
             rule: "bootenv of machine `m1`: `lab`".to_owned(),
             revision: Revision(512),
             confirmed: true,
@@ -407,6 +417,7 @@ exit 1
     fn hold_says_what_to_do_and_asks_again() {
         let task = Task::Hold {
             lines: vec!["run this".to_owned(), "then that".to_owned()],
+            wait_secs: 10,
         };
         let expected = "\
 #!ipxe
@@ -471,6 +482,7 @@ sleep 10 ||
         let evil = "a\n||\nexit ; && #b ${net0/mac} \\ \u{e9}";
         let task = Task::Hold {
             lines: vec![evil.to_owned()],
+            wait_secs: HOLD_SECS,
         };
         let heading = Heading {
             rule: evil.to_owned(),

@@ -72,6 +72,9 @@ pub enum Problem {
     /// A template could not be rendered.
     #[error("it cannot be rendered: {0}")]
     Render(template::Problem),
+    /// The octets are on other nodes, and none of them gave any.
+    #[error("no node that has it can be reached")]
+    Peers,
     /// Rendering was cut off.
     #[error("it cannot be rendered now")]
     Interrupted,
@@ -150,39 +153,36 @@ impl Tree {
         let (_, known) = self.cluster.read(identify);
         let confirmed = self.confirm(if known { CONFIRM } else { CATCH_UP }).await;
         let (mac, known) = self.cluster.read(identify);
-        let (_, mut nodes) = template::nodes(&self.cluster);
+        let (node, mut nodes) = template::nodes(&self.cluster);
         script::order(&mut nodes, mac);
-        let (heading, task) = match mac {
+        let mut heading = Heading {
+            machine: None,
+            mac,
+            address: client.address,
+            node: node.name,
+            rule: "nothing is known about the client".to_owned(),
+            revision: self.cluster.read(State::revision),
+            confirmed,
+        };
+        let task = match mac {
             Some(mac) if known || confirmed => {
-                let heading_and_work = |state: &State| {
-                    let (heading, work) = plan(state, mac, client, &nodes);
-                    (
-                        Heading {
-                            confirmed,
-                            ..heading
-                        },
-                        work,
-                    )
-                };
-                let (heading, work) = self.cluster.read(heading_and_work);
-                (heading, self.task(work).await)
+                let work = |state: &State| plan(state, mac, &nodes, &mut heading);
+                let work = self.cluster.read(work);
+                self.task(work).await
             }
+            None if confirmed => Task::Identify,
+            // Others may know the client: this node is asked last.
             mac => {
-                let heading = Heading {
-                    machine: None,
-                    mac,
-                    address: client.address,
-                    rule: "nothing is known about the client here".to_owned(),
-                    revision: self.cluster.read(State::revision),
-                    confirmed,
-                };
-                let task = match mac {
+                if nodes.len() > 1 {
+                    nodes.rotate_left(1);
+                }
+                match mac {
                     None => Task::Identify,
                     Some(_) => Task::Hold {
                         lines: vec!["this node cannot reach a quorum to ask who it is".to_owned()],
+                        wait_secs: script::RETRY_SECS,
                     },
-                };
-                (heading, task)
+                }
             }
         };
         Ok(text_content(script::text(&heading, &task, &nodes)))
@@ -206,6 +206,7 @@ impl Tree {
             },
             Err(problem) => Task::Hold {
                 lines: vec![format!("the kernel arguments: {problem}")],
+                wait_secs: script::HOLD_SECS,
             },
         }
     }
@@ -344,22 +345,19 @@ enum Work {
     },
 }
 
-fn plan(state: &State, mac: Mac, client: Client, nodes: &[NodeView]) -> (Heading, Work) {
+/// What the machine with this MAC is to do, for each of the nodes; completes the heading.
+fn plan(state: &State, mac: Mac, nodes: &[NodeView], heading: &mut Heading) -> Work {
     let plan = state.boot_plan(&BootClient { mac });
-    let heading = Heading {
-        machine: plan.machine.map(|machine| machine.name.clone()),
-        mac: Some(mac),
-        address: client.address,
-        rule: plan.rule,
-        revision: state.revision(),
-        confirmed: false,
-    };
+    heading.machine = plan.machine.map(|machine| machine.name.clone());
+    heading.rule = plan.rule;
+    heading.revision = state.revision();
     let hold = |reason: &str| {
         Work::Ready(Task::Hold {
             lines: reason.lines().map(str::to_owned).collect(),
+            wait_secs: script::HOLD_SECS,
         })
     };
-    let work = match plan.target {
+    match plan.target {
         BootTarget::Local => Work::Ready(Task::Local),
         BootTarget::Hold { reason } => hold(&reason),
         BootTarget::Bootenv(bootenv) => {
@@ -391,8 +389,7 @@ fn plan(state: &State, mac: Mac, client: Client, nodes: &[NodeView]) -> (Heading
                 _ => hold(&format!("bootenv {} lacks an artifact", bootenv.name)),
             }
         }
-    };
-    (heading, work)
+    }
 }
 
 /// The hardware address behind a leased address.

@@ -106,7 +106,6 @@ async fn open(tree: Tree, client: Client, path: String) -> Result<Opened, Proble
         Ok(content) => {
             let length = content.length;
             let reader = content.reader(tree.cluster()).await;
-            let reader = reader.map_err(Problem::Disk);
             reader.map(|reader| (reader.compat(), length))
         }
         Err(problem) => Err(problem),
