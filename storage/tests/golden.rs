@@ -3,6 +3,8 @@
 //! `UPDATE=1 cargo test -p muster-storage --test golden` rewrites them while the schema is open; the
 //! review reads the difference.
 
+#![allow(clippy::expect_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -131,7 +133,10 @@ fn samples() -> Vec<(&'static str, Command)> {
                 member: member("n1", 11),
             })),
         ),
-        ("many", Command::Many(objects().into_iter().map(put).collect())),
+        (
+            "many",
+            Command::Many(objects().into_iter().map(put).collect()),
+        ),
         (
             "put",
             put(Object::Template(Template {
@@ -325,7 +330,11 @@ fn the_samples_apply_to_frozen_rows() {
         writeln!(now, "{} {}", hex::encode(key), hex::encode(value)).expect("write to a string");
     }
     writeln!(now, "digest {}", state.digest()).expect("write to a string");
-    assert_eq!(frozen("schema-1-rows.txt", &now), now, "the stored rows changed");
+    assert_eq!(
+        frozen("schema-1-rows.txt", &now),
+        now,
+        "the stored rows changed"
+    );
 
     let whole: BTreeMap<_, _> = state
         .rows()
@@ -345,7 +354,10 @@ fn newer_and_damaged_bytes_are_refused() {
     let good = schema::encode_entry(&entry).expect("encode");
     let newer = [&[0, 99], &good[2..]].concat();
     let error = schema::decode_entry(&newer).expect_err("newer");
-    assert!(error.to_string().contains("start a newer muster"), "{error}");
+    assert!(
+        error.to_string().contains("start a newer muster"),
+        "{error}"
+    );
     for cut in [0, 1, 2, 3, good.len() / 2, good.len() - 1] {
         schema::decode_entry(&good[..cut]).expect_err("cut short");
     }

@@ -7,14 +7,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Position of a write in the history of the cluster: log index × 256 + position of the proposal
 /// in its entry. Equal on all nodes; used as ETag and as event id.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
 impl Revision {
     /// Revision of the `position`th proposal of the entry at `log_index`.
     pub fn new(log_index: u64, position: u8) -> Self {
-        Self(log_index.saturating_mul(256).saturating_add(u64::from(position)))
+        Self(
+            log_index
+                .saturating_mul(256)
+                .saturating_add(u64::from(position)),
+        )
     }
 
     /// Index of the log entry that holds this revision.
@@ -30,7 +36,9 @@ impl fmt::Display for Revision {
 }
 
 /// Milliseconds since the Unix epoch, as stamped by a leader.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Timestamp(pub u64);
 
@@ -58,7 +66,9 @@ impl fmt::Display for Timestamp {
 }
 
 /// A member of the cluster. Comes from a log index and is never reused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct NodeId(pub u64);
 
@@ -179,7 +189,9 @@ impl FromStr for Sha256 {
 
     fn from_str(text: &str) -> Result<Self, BadSha256> {
         let bytes = hex::decode(text).map_err(|_| BadSha256(text.to_owned()))?;
-        Ok(Self(bytes.try_into().map_err(|_| BadSha256(text.to_owned()))?))
+        Ok(Self(
+            bytes.try_into().map_err(|_| BadSha256(text.to_owned()))?,
+        ))
     }
 }
 

@@ -16,8 +16,8 @@ pub use lease::{ClientKey, Lease, LeaseState};
 pub use member::{Identifier, JoinToken, Member};
 pub use network::{BadPool, Match, Pool, Reservation, Subnet, SubnetMode};
 pub use objects::{
-    Artifact, Bootenv, BootReport, LOCAL, Machine, Object, ObjectKind, Param, Profile, RenderedFile,
-    Settings, Template, UnknownKind,
+    Artifact, BootReport, Bootenv, LOCAL, Machine, Object, ObjectKind, Param, Profile,
+    RenderedFile, Settings, Template, UnknownKind,
 };
 pub use user::{Token, User};
 

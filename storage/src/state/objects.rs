@@ -33,9 +33,7 @@ impl State {
                 .object(object.kind(), &object.key())
                 .map(|record| record.revision),
             Command::Delete { kind, key } => self.object(*kind, key).map(|record| record.revision),
-            Command::EndLease { address } => {
-                self.leases.get(address).map(|record| record.revision)
-            }
+            Command::EndLease { address } => self.leases.get(address).map(|record| record.revision),
             _ => None,
         }
         .unwrap_or_default();
@@ -120,10 +118,10 @@ impl State {
             });
         }
         self.put(RowKey::Object(kind, key.to_owned()), None);
-        if let Object::Machine(machine) = &record.object {
-            if self.reports.contains_key(&machine.uuid) {
-                self.put(RowKey::Report(machine.uuid), None);
-            }
+        if let Object::Machine(machine) = &record.object
+            && self.reports.contains_key(&machine.uuid)
+        {
+            self.put(RowKey::Report(machine.uuid), None);
         }
         self.changed(
             context,
@@ -144,27 +142,33 @@ impl State {
             (ObjectKind::Template, Object::Bootenv(bootenv)) => {
                 bootenv.files.iter().any(|file| file.template == key)
             }
-            (ObjectKind::Artifact, Object::Bootenv(bootenv)) => {
-                bootenv.kernel.iter().chain(&bootenv.initrds).any(|path| path == key)
-            }
+            (ObjectKind::Artifact, Object::Bootenv(bootenv)) => bootenv
+                .kernel
+                .iter()
+                .chain(&bootenv.initrds)
+                .any(|path| path == key),
             _ => false,
         };
-        [ObjectKind::Settings, ObjectKind::Bootenv, ObjectKind::Machine]
-            .into_iter()
-            .flat_map(|user| self.objects_after(user, None))
-            .map(|record| &record.object)
-            .find(|object| names(object))
-            .map(|object| format!("{} `{}`", object.kind(), object.key()))
+        [
+            ObjectKind::Settings,
+            ObjectKind::Bootenv,
+            ObjectKind::Machine,
+        ]
+        .into_iter()
+        .flat_map(|user| self.objects_after(user, None))
+        .map(|record| &record.object)
+        .find(|object| names(object))
+        .map(|object| format!("{} `{}`", object.kind(), object.key()))
     }
 
     /// A machine keeps its UUID for life; one without gets one that every node computes alike.
     fn settle_uuid(&self, context: Context<'_>, machine: &mut Machine) -> Result<(), Rejection> {
-        let known = self
-            .object(ObjectKind::Machine, &machine.name)
-            .and_then(|record| match &record.object {
-                Object::Machine(known) => Some(known.uuid),
-                _ => None,
-            });
+        let known =
+            self.object(ObjectKind::Machine, &machine.name)
+                .and_then(|record| match &record.object {
+                    Object::Machine(known) => Some(known.uuid),
+                    _ => None,
+                });
         machine.uuid = match (known, machine.uuid) {
             (Some(known), given) if given.is_nil() || given == known => known,
             (Some(known), _) => {
@@ -221,10 +225,16 @@ impl State {
         }
         for pool in &subnet.pools {
             if !subnet.cidr.contains(&pool.first) || !subnet.cidr.contains(&pool.last) {
-                return Err(invalid("pools", &format!("{pool} is not inside {}", subnet.cidr)));
+                return Err(invalid(
+                    "pools",
+                    &format!("{pool} is not inside {}", subnet.cidr),
+                ));
             }
             if pool.len() > POOL_MAX {
-                return Err(invalid("pools", &format!("{pool} has more than {POOL_MAX} addresses")));
+                return Err(invalid(
+                    "pools",
+                    &format!("{pool} has more than {POOL_MAX} addresses"),
+                ));
             }
             let unusable = |address: Ipv4Addr| {
                 subnet.cidr.prefix_len() < 31
@@ -281,7 +291,10 @@ impl State {
 
     fn check_machine(&self, machine: &Machine) -> Result<(), Rejection> {
         if machine.name.parse::<Mac>().is_ok() || machine.name.parse::<Uuid>().is_ok() {
-            return Err(invalid("name", "a machine's name must not be a MAC or a UUID"));
+            return Err(invalid(
+                "name",
+                "a machine's name must not be a MAC or a UUID",
+            ));
         }
         if machine.name.contains('/') {
             return Err(invalid("name", "a machine's name has no `/`"));

@@ -22,7 +22,11 @@ impl State {
         };
         if let Some(machine) = machine {
             add(&machine.params);
-            for profile in machine.profiles.iter().filter_map(|name| self.profile(name)) {
+            for profile in machine
+                .profiles
+                .iter()
+                .filter_map(|name| self.profile(name))
+            {
                 add(&profile.params);
             }
         }
@@ -36,7 +40,9 @@ impl State {
                 ..
             }) = &record.object
             {
-                values.entry(name.clone()).or_insert_with(|| default.clone());
+                values
+                    .entry(name.clone())
+                    .or_insert_with(|| default.clone());
             }
         }
         values

@@ -136,7 +136,9 @@ impl Pools {
         let network = self.network_of(subnet_address)?;
         let pools = network.pools.len() as u64;
         (0..pools).find_map(|step| {
-            let map = network.pools.get(((seed % pools + step) % pools) as usize)?;
+            let map = network
+                .pools
+                .get(((seed % pools + step) % pools) as usize)?;
             let mut start = (seed / pools.max(1) % u64::from(map.pool.len())) as u32;
             let mut skipped = None;
             for probe in 0..PROBES_MAX {
@@ -146,9 +148,8 @@ impl Pools {
                 }
                 skipped.get_or_insert(address);
                 // Spread the further probes by an odd stride, so that losers of one race part.
-                let next = u32::from(address) - u32::from(map.pool.first)
-                    + 1
-                    + (seed as u32 % 61) * probe;
+                let next =
+                    u32::from(address) - u32::from(map.pool.first) + 1 + (seed as u32 % 61) * probe;
                 start = next % map.pool.len();
             }
             // Everything seen is on offer to somebody: the offers may lapse, so offer one again.

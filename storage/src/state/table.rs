@@ -77,7 +77,9 @@ pub struct Cluster {
 
 /// The history asked for is no longer kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("events after revision {0} are no longer kept; read the objects anew and follow from there")]
+#[error(
+    "events after revision {0} are no longer kept; read the objects anew and follow from there"
+)]
 pub struct Gone(pub Revision);
 
 /// What a command is applied with, beside the state.
@@ -136,7 +138,10 @@ impl State {
     /// When a row could not be encoded: the node must stop, its disk would diverge.
     pub fn take_rows(&mut self) -> Result<Vec<RowWrite>, Corrupt> {
         match self.corrupt.take() {
-            Some(problem) => Err(Corrupt::Undecodable { what: "row", problem }),
+            Some(problem) => Err(Corrupt::Undecodable {
+                what: "row",
+                problem,
+            }),
             None => Ok(std::mem::take(&mut self.pending)),
         }
     }
@@ -267,9 +272,7 @@ impl State {
 
     /// A bearer token by its hash, if it is valid at `now`.
     pub fn token(&self, hash: &Sha256, now: Timestamp) -> Option<&Token> {
-        self.tokens
-            .get(hash)
-            .filter(|token| token.expires_at > now)
+        self.tokens.get(hash).filter(|token| token.expires_at > now)
     }
 
     /// A user by name.
@@ -386,7 +389,10 @@ impl State {
     /// Revision to follow the history from, as far as it is kept.
     pub fn history_start(&self) -> Revision {
         // The oldest revision may be there in part.
-        let first = self.events.front().filter(|_| self.events.len() >= EVENTS_MAX);
+        let first = self
+            .events
+            .front()
+            .filter(|_| self.events.len() >= EVENTS_MAX);
         first.map_or(Revision(0), |(_, change)| change.revision)
     }
 
@@ -406,7 +412,10 @@ impl State {
             Command::UpdateMember(member) => self.update_member(context, member),
             Command::RemoveMember { node } => self.remove_member(context, *node),
             Command::AddJoinToken(token) => {
-                self.put(RowKey::JoinToken(token.hash), Some(Row::JoinToken(token.clone())));
+                self.put(
+                    RowKey::JoinToken(token.hash),
+                    Some(Row::JoinToken(token.clone())),
+                );
                 Ok(Effect::Done)
             }
             Command::RevokeJoinTokens => {
@@ -543,7 +552,10 @@ impl State {
                     until: Some(longest),
                     ..identifier
                 };
-                self.put(RowKey::Identifier(kept.address), Some(Row::Identifier(kept)));
+                self.put(
+                    RowKey::Identifier(kept.address),
+                    Some(Row::Identifier(kept)),
+                );
             }
         }
         self.put(RowKey::Member(node), None);
@@ -751,9 +763,7 @@ impl State {
                 .members
                 .insert(*id, Arc::new(record))
                 .map(|old| Row::Member(unshare(old))),
-            (RowKey::Member(id), _) => {
-                self.members.remove(id).map(|old| Row::Member(unshare(old)))
-            }
+            (RowKey::Member(id), _) => self.members.remove(id).map(|old| Row::Member(unshare(old))),
             (RowKey::Identifier(address), Some(Row::Identifier(identifier))) => self
                 .identifiers
                 .insert(*address, identifier)
