@@ -21,9 +21,6 @@ const CHUNK: usize = 256 * 1024;
 /// The same for TFTP, which has many slow transfers at a time.
 const SMALL_CHUNK: usize = 32 * 1024;
 
-/// Peers that are asked in turn when one ends in the middle.
-const ATTEMPTS_MAX: usize = 4;
-
 type Chunks = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 impl Content {
@@ -66,7 +63,7 @@ impl Content {
                 }
                 Ok(ReaderStream::with_capacity(file.take(length), size).boxed())
             }
-            Source::Peers(sha256) => from_peers(cluster.clone(), sha256, range).await,
+            Source::Peers(sha256) => from_peers(cluster, sha256, range).await,
         }
     }
 }
@@ -84,74 +81,28 @@ impl AsyncRead for Reader {
     }
 }
 
-/// A part of an artifact that this node lacks. A peer that dies in the middle is succeeded by
-/// another from where it stopped.
+/// A part of an artifact that this node lacks. The cluster goes on at another peer when one fails.
 async fn from_peers(
-    cluster: Cluster,
+    cluster: &Cluster,
     sha256: Sha256,
     range: Range<u64>,
 ) -> Result<Chunks, Problem> {
-    let mut transfer = Transfer {
-        cluster,
-        sha256,
-        next: range.start,
-        end: range.end,
-        chunks: None,
-        attempts: 0,
+    let chunks = cluster.fetch_blob(sha256, range.start).await;
+    let chunks = chunks.map_err(|error| {
+        tracing::debug!(artifact = %sha256, %error, "no peer gives it");
+        Problem::Peers
+    })?;
+    let left = range.end.saturating_sub(range.start);
+    let step = |(mut chunks, left): (Chunks, u64)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let Some(mut chunk) = chunks.next().await.transpose()? else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        let left = left.saturating_sub(chunk.len() as u64);
+        Ok(Some((chunk, (chunks, left))))
     };
-    // Before anything is promised, the first octets must be there.
-    let first = transfer.chunk().await.map_err(|_| Problem::Peers)?;
-    let step = |mut transfer: Transfer| async move {
-        match transfer.chunk().await {
-            Ok(chunk) if chunk.is_empty() => Ok(None),
-            Ok(chunk) => Ok(Some((chunk, transfer))),
-            Err(error) => Err(error),
-        }
-    };
-    let rest = futures::stream::try_unfold(transfer, step);
-    Ok(futures::stream::iter([Ok(first)]).chain(rest).boxed())
-}
-
-struct Transfer {
-    cluster: Cluster,
-    sha256: Sha256,
-    next: u64,
-    end: u64,
-    chunks: Option<Chunks>,
-    attempts: usize,
-}
-
-impl Transfer {
-    /// The next octets; none at the end.
-    async fn chunk(&mut self) -> io::Result<Bytes> {
-        while self.next < self.end {
-            let error = match self.more().await {
-                Some(Ok(mut chunk)) if !chunk.is_empty() => {
-                    let left = usize::try_from(self.end - self.next).unwrap_or(usize::MAX);
-                    chunk.truncate(left);
-                    self.next += chunk.len() as u64;
-                    return Ok(chunk);
-                }
-                Some(Err(error)) => error,
-                _ => io::ErrorKind::UnexpectedEof.into(),
-            };
-            self.chunks = None;
-            self.attempts += 1;
-            tracing::debug!(artifact = %self.sha256, at = self.next, %error, "peer did not give it");
-            if self.attempts >= ATTEMPTS_MAX {
-                return Err(error);
-            }
-        }
-        Ok(Bytes::new())
-    }
-
-    async fn more(&mut self) -> Option<io::Result<Bytes>> {
-        if self.chunks.is_none() {
-            match self.cluster.fetch_blob(self.sha256, self.next).await {
-                Ok(chunks) => self.chunks = Some(chunks.boxed()),
-                Err(error) => return Some(Err(io::Error::other(error))),
-            }
-        }
-        self.chunks.as_mut()?.next().await
-    }
+    Ok(futures::stream::try_unfold((chunks.boxed(), left), step).boxed())
 }
