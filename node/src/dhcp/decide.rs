@@ -235,6 +235,16 @@ pub fn honoured(state: &State, request: &Request, identifier: Ipv4Addr, now: Tim
     committed || override_ == Some(identifier)
 }
 
+/// Whether a lease may be confirmed without a write.
+enum Confirmable<'a> {
+    /// Yes, and for so many seconds.
+    Yes(&'a Lease, u32),
+    /// It would need a write.
+    No,
+    /// This node has not caught up since it started.
+    Unchecked,
+}
+
 /// One request with all that its rules look at.
 struct Case<'a> {
     state: &'a State,
@@ -255,9 +265,9 @@ impl Case<'_> {
         if !self.view.quorum {
             // Only what can be confirmed without a write is worth offering.
             return match self.confirmable(offer.address) {
-                Ok(Some((_, secs))) => self.send(self.offer(offer.address, secs)),
-                Ok(None) => Action::Silent(Reason::NoQuorum),
-                Err(action) => action,
+                Confirmable::Yes(_, secs) => self.send(self.offer(offer.address, secs)),
+                Confirmable::No => Action::Silent(Reason::NoQuorum),
+                Confirmable::Unchecked => self.check(),
             };
         }
         self.send(self.offer(offer.address, offer.lease_secs))
@@ -272,9 +282,9 @@ impl Case<'_> {
             return Action::Silent(Reason::ForeignServer);
         }
         match self.confirmable(asking.address()) {
-            Ok(Some((lease, secs))) => return self.send(self.ack(lease.address, secs)),
-            Ok(None) => {}
-            Err(action) => return action,
+            Confirmable::Yes(lease, secs) => return self.send(self.ack(lease.address, secs)),
+            Confirmable::No => {}
+            Confirmable::Unchecked => return self.check(),
         }
         if !self.view.quorum {
             return Action::Silent(Reason::NoQuorum);
@@ -437,10 +447,9 @@ impl Case<'_> {
         })))
     }
 
-    /// The lease that may be confirmed now without a write, and the seconds that may be promised.
-    /// With a quorum that is the full promise; without one whatever the committed lease still
-    /// allows. `Err` is what to do when this node may not confirm yet.
-    fn confirmable(&self, address: Ipv4Addr) -> Result<Option<(&Lease, u32)>, Action> {
+    /// What may be confirmed now without a write: with a quorum the full promise, without one
+    /// whatever the committed lease still allows.
+    fn confirmable(&self, address: Ipv4Addr) -> Confirmable<'_> {
         let client = &self.request.client;
         let found = if self.view.quorum {
             self.state.confirmable(client, address, self.now)
@@ -455,12 +464,21 @@ impl Case<'_> {
             };
             self.state.confirmable(&shorter, address, self.now)
         };
-        let found = found.filter(|(lease, secs)| *secs <= self.left(lease));
-        match found {
-            None => Ok(None),
-            found if self.view.caught_up || self.view.confirmed => Ok(found),
-            Some(_) if self.view.quorum => Err(Action::Confirm),
-            Some(_) => Err(Action::Silent(Reason::NotCaughtUp)),
+        match found.filter(|(lease, secs)| *secs <= self.left(lease)) {
+            None => Confirmable::No,
+            Some((lease, secs)) if self.view.caught_up || self.view.confirmed => {
+                Confirmable::Yes(lease, secs)
+            }
+            Some(_) => Confirmable::Unchecked,
+        }
+    }
+
+    /// What a node does that has not caught up since it started, before it confirms anything.
+    fn check(&self) -> Action {
+        if self.view.quorum {
+            Action::Confirm
+        } else {
+            Action::Silent(Reason::NotCaughtUp)
         }
     }
 

@@ -311,7 +311,11 @@ impl State {
             bound_at: running.map_or(at, |lease| lease.bound_at),
             promised_until: at.plus_secs(promised),
             expires_at,
-            held_until: own.map_or(expires_at, |lease| lease.held_until.max(expires_at)),
+            // Whoever of the machine's identities had it before may still believe in its own end.
+            held_until: old
+                .as_ref()
+                .filter(|record| !record.object.free)
+                .map_or(expires_at, |record| record.object.held_until.max(expires_at)),
             free: false,
             node: bind.node,
             boots: client.boots || own.is_some_and(|lease| lease.boots),

@@ -1,0 +1,532 @@
+//! Who may have which address, and when another may: the rules of `State::offer` and of the lease
+//! commands, as tables and as a property over random histories.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use muster_storage::command::{Bind, Client, PutMode};
+use muster_storage::model::{
+    ClientKey, Lease, LeaseState, NodeId, Object, ObjectKind, Octets, Reservation,
+};
+use muster_storage::state::Grant;
+use muster_storage::{
+    Actor, Command, Effect, Entry, Mac, Outcome, Proposal, Rejection, RequestId, Revision, State,
+    Timestamp,
+};
+use proptest::prelude::*;
+
+const START: Timestamp = Timestamp(1_800_000_000_000);
+const LEASE: u64 = 3600;
+/// The committed end is ahead of the promise by as much again, one hour at most.
+const COMMITTED: u64 = 2 * LEASE;
+const MARGIN: u64 = 10;
+
+fn ip(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, last)
+}
+
+/// A history and the state that it makes.
+#[derive(Clone)]
+struct World {
+    state: State,
+    entries: Vec<(Revision, Entry)>,
+    now: Timestamp,
+}
+
+impl World {
+    /// A subnet with a pool of `size` addresses from 10.77.0.100.
+    fn new(size: u8) -> Self {
+        let mut world = Self {
+            state: State::default(),
+            entries: Vec::new(),
+            now: START,
+        };
+        world.subnet(size);
+        world
+    }
+
+    fn subnet(&mut self, size: u8) {
+        let subnet = serde_json::from_value(serde_json::json!({
+            "name": "lab", "cidr": "10.77.0.0/24", "lease_secs": LEASE,
+            "pools": [format!("10.77.0.100-10.77.0.{}", 99 + size)],
+        }))
+        .unwrap();
+        self.put(Object::Subnet(subnet)).result.unwrap();
+    }
+
+    fn apply(&mut self, command: Command) -> Outcome {
+        let entry = Entry {
+            at: self.now,
+            proposals: vec![Proposal {
+                request: RequestId(uuid::Uuid::nil()),
+                actor: Actor("test".to_owned()),
+                if_match: None,
+                command,
+            }],
+        };
+        let revision = Revision::new(self.entries.len() as u64 + 1, 0);
+        let (outcome, _) = self.state.apply(revision, &entry).remove(0);
+        self.entries.push((revision, entry));
+        outcome
+    }
+
+    fn put(&mut self, object: Object) -> Outcome {
+        self.apply(Command::Put {
+            object,
+            mode: PutMode::Apply,
+        })
+    }
+
+    fn reserve(&mut self, address: Ipv4Addr, mac: u8) -> Outcome {
+        self.put(Object::Reservation(Reservation {
+            address,
+            mac: Some(mac_of(mac)),
+            client_id: None,
+            machine: None,
+        }))
+    }
+
+    fn bind(&mut self, client: &Client, address: Ipv4Addr) -> Result<Lease, Rejection> {
+        let outcome = self.apply(Command::Bind(Box::new(Bind {
+            client: client.clone(),
+            address,
+            node: NodeId(1),
+        })));
+        outcome.result.map(|effect| match effect {
+            Effect::Bound(lease) => *lease,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    fn offer(&self, client: &Client) -> Option<(Ipv4Addr, Grant)> {
+        self.state
+            .offer(client, &|_| false, self.now)
+            .map(|offer| (offer.address, offer.rule))
+    }
+
+    fn release(&mut self, client: &Client, address: Ipv4Addr) -> Outcome {
+        self.apply(Command::Release {
+            client: Box::new(client.clone()),
+            address,
+        })
+    }
+
+    fn decline(&mut self, client: &Client, address: Ipv4Addr) -> Outcome {
+        self.apply(Command::Decline {
+            client: Box::new(client.clone()),
+            address,
+        })
+    }
+
+    fn reclaim(&mut self) -> Outcome {
+        let applied_by_all = self.state.revision();
+        self.apply(Command::Reclaim { applied_by_all })
+    }
+
+    fn pass(&mut self, secs: u64) {
+        self.now = self.now.plus_secs(secs);
+    }
+
+    fn lease(&self, address: Ipv4Addr) -> &Lease {
+        &self.state.lease(address).unwrap().object
+    }
+}
+
+fn mac_of(number: u8) -> Mac {
+    Mac([0x52, 0x54, 0, 0, 0, number])
+}
+
+fn client(number: u8) -> Client {
+    Client {
+        mac: Some(mac_of(number)),
+        client_id: None,
+        boots: false,
+        link: vec![ip(1)],
+        requested: None,
+        lease_secs: None,
+        hostname: None,
+        relay: None,
+    }
+}
+
+fn taken(address: Ipv4Addr) -> Result<Lease, Rejection> {
+    Err(Rejection::AddressTaken { address })
+}
+
+fn foreign(address: Ipv4Addr) -> Result<Lease, Rejection> {
+    Err(Rejection::NotForClient { address })
+}
+
+#[test]
+fn a_bind_promises_less_than_it_commits() {
+    let mut world = World::new(10);
+    let lease = world.bind(&client(1), ip(100)).unwrap();
+    assert_eq!(lease.promised_until, START.plus_secs(LEASE));
+    assert_eq!(lease.expires_at, START.plus_secs(COMMITTED));
+    assert_eq!(lease.held_until, lease.expires_at);
+    let confirm = |world: &World| {
+        let confirmed = world.state.confirmable(&client(1), ip(100), world.now);
+        confirmed.map(|(_, secs)| secs)
+    };
+    assert_eq!(confirm(&world), Some(3600));
+    world.pass(LEASE);
+    assert_eq!(confirm(&world), Some(3600), "to the second");
+    world.pass(1);
+    assert_eq!(confirm(&world), None, "never past the committed end");
+    assert_eq!(
+        world.state.confirmable(&client(2), ip(100), world.now),
+        None
+    );
+}
+
+#[test]
+fn what_may_not_be_bound() {
+    let mut world = World::new(10);
+    world.bind(&client(1), ip(100)).unwrap();
+    world.reserve(ip(105), 9).result.unwrap();
+    world.reserve(ip(50), 9).result.unwrap();
+    let two = client(2);
+    assert_eq!(world.bind(&two, ip(100)), taken(ip(100)));
+    assert_eq!(world.bind(&two, ip(105)), foreign(ip(105)), "reserved");
+    assert_eq!(
+        world.bind(&two, ip(50)),
+        foreign(ip(50)),
+        "reserved, no pool"
+    );
+    assert_eq!(world.bind(&two, ip(120)), foreign(ip(120)), "no pool");
+    let far = Ipv4Addr::new(192, 0, 2, 1);
+    assert_eq!(world.bind(&two, far), foreign(far), "another network");
+    let astray = Client {
+        link: vec![far],
+        ..client(2)
+    };
+    assert_eq!(world.bind(&astray, ip(101)), foreign(ip(101)), "no subnet");
+    // One that has an address gets no second one beside it.
+    assert_eq!(world.bind(&client(1), ip(101)), foreign(ip(101)));
+}
+
+#[test]
+fn an_expired_address_waits_for_the_margin() {
+    let mut world = World::new(1);
+    world.bind(&client(1), ip(100)).unwrap();
+    world.pass(COMMITTED + MARGIN - 1);
+    assert!(!world.state.has_expired(world.now));
+    world.apply(Command::Expire);
+    assert_eq!(world.bind(&client(2), ip(100)), taken(ip(100)));
+    assert_eq!(world.offer(&client(2)), None);
+    assert_eq!(world.offer(&client(1)), Some((ip(100), Grant::Previous)));
+    world.pass(1);
+    assert!(world.state.has_expired(world.now));
+    assert_eq!(
+        world.bind(&client(2), ip(100)),
+        taken(ip(100)),
+        "only a command of the leader frees it"
+    );
+    world.apply(Command::Expire);
+    assert_eq!(world.lease(ip(100)).state, LeaseState::Expired);
+    assert_eq!(world.offer(&client(2)), Some((ip(100), Grant::Pool)));
+    world.bind(&client(2), ip(100)).unwrap();
+    assert_eq!(world.bind(&client(1), ip(100)), taken(ip(100)));
+}
+
+#[test]
+fn a_renewal_keeps_the_longest_end() {
+    let mut world = World::new(1);
+    world.bind(&client(1), ip(100)).unwrap();
+    let short = Client {
+        lease_secs: Some(60),
+        ..client(1)
+    };
+    let lease = world.bind(&short, ip(100)).unwrap();
+    assert_eq!(lease.expires_at, START.plus_secs(120));
+    assert_eq!(lease.held_until, START.plus_secs(COMMITTED));
+    world.pass(1000);
+    world.apply(Command::Expire);
+    assert_eq!(world.bind(&client(2), ip(100)), taken(ip(100)));
+}
+
+#[test]
+fn a_released_address_is_held_until_all_members_know() {
+    let mut world = World::new(1);
+    let lease = world.bind(&client(1), ip(100)).unwrap();
+    let strange = world.release(&client(2), ip(100));
+    assert!(strange.result.is_err());
+    let before = world.state.revision();
+    world.release(&client(1), ip(100)).result.unwrap();
+    assert_eq!(world.lease(ip(100)).held_until, lease.held_until);
+    assert!(!world.state.has_reclaimable(before));
+    world.apply(Command::Reclaim {
+        applied_by_all: before,
+    });
+    assert_eq!(world.bind(&client(2), ip(100)), taken(ip(100)));
+    assert!(world.state.has_reclaimable(world.state.revision()));
+    world.reclaim();
+    assert_eq!(world.offer(&client(1)), Some((ip(100), Grant::Previous)));
+    world.bind(&client(2), ip(100)).unwrap();
+    // Without a reclaim its time must be over.
+    let mut world = World::new(1);
+    world.bind(&client(1), ip(100)).unwrap();
+    world.release(&client(1), ip(100)).result.unwrap();
+    world.pass(COMMITTED + MARGIN);
+    world.apply(Command::Expire);
+    world.bind(&client(2), ip(100)).unwrap();
+}
+
+#[test]
+fn a_declined_address_is_nobodys() {
+    let mut world = World::new(1);
+    world.bind(&client(1), ip(100)).unwrap();
+    assert!(world.decline(&client(2), ip(100)).result.is_err());
+    world.decline(&client(1), ip(100)).result.unwrap();
+    assert_eq!(world.offer(&client(1)), None);
+    assert_eq!(world.bind(&client(1), ip(100)), taken(ip(100)));
+    world.reclaim();
+    assert_eq!(world.bind(&client(2), ip(100)), taken(ip(100)));
+    world.pass(COMMITTED + MARGIN);
+    world.apply(Command::Expire);
+    assert_eq!(world.offer(&client(2)), Some((ip(100), Grant::Pool)));
+}
+
+#[test]
+fn a_reservation_waits_for_the_address_to_be_free() {
+    let mut world = World::new(2);
+    world.bind(&client(1), ip(100)).unwrap();
+    world.reserve(ip(100), 2).result.unwrap();
+    assert_eq!(world.bind(&client(2), ip(100)), taken(ip(100)));
+    assert_eq!(world.offer(&client(2)), Some((ip(101), Grant::Pool)));
+    assert_eq!(
+        world.bind(&client(1), ip(100)),
+        foreign(ip(100)),
+        "no renewal"
+    );
+    world.pass(COMMITTED + MARGIN);
+    world.apply(Command::Expire);
+    assert_eq!(world.offer(&client(2)), Some((ip(100), Grant::Reservation)));
+    world.bind(&client(2), ip(100)).unwrap();
+}
+
+#[test]
+fn a_client_that_moves_gives_its_old_address_back() {
+    let mut world = World::new(2);
+    world.bind(&client(1), ip(100)).unwrap();
+    world.reserve(ip(50), 1).result.unwrap();
+    world.bind(&client(1), ip(50)).unwrap();
+    assert_eq!(world.lease(ip(100)).state, LeaseState::Released);
+    assert_eq!(world.bind(&client(2), ip(100)), taken(ip(100)));
+    world.reclaim();
+    world.bind(&client(2), ip(100)).unwrap();
+}
+
+/// An installer with a client identifier takes over its machine's reservation from the ROM; the
+/// address stays held for as long as either was promised it.
+#[test]
+fn a_machines_reservation_passes_between_its_identities() {
+    let mut world = World::new(2);
+    let installer = Client {
+        client_id: Some(Octets(vec![1, 2, 3])),
+        ..client(3)
+    };
+    let first = world.bind(&installer, ip(100)).unwrap();
+    assert_eq!(first.client, ClientKey::Id(Octets(vec![1, 2, 3])));
+    world.reserve(ip(100), 3).result.unwrap();
+    let rom = Client {
+        lease_secs: Some(60),
+        ..client(3)
+    };
+    let second = world.bind(&rom, ip(100)).unwrap();
+    assert_eq!(second.client, ClientKey::Mac(mac_of(3)));
+    assert_eq!(second.expires_at, START.plus_secs(120));
+    assert_eq!(second.held_until, first.held_until);
+}
+
+#[test]
+fn all_nodes_offer_the_same_and_losers_part() {
+    let world = World::new(100);
+    let mut addresses: Vec<Ipv4Addr> = (0..50)
+        .map(|number| world.offer(&client(number)).unwrap().0)
+        .collect();
+    assert_eq!(addresses[7], world.clone().offer(&client(7)).unwrap().0);
+    addresses.sort_unstable();
+    addresses.dedup();
+    assert!(addresses.len() > 30, "spread: {}", addresses.len());
+    let first = world.offer(&client(1)).unwrap().0;
+    let second = world.state.offer(&client(1), &|it| it == first, world.now);
+    assert_ne!(second.unwrap().address, first);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Dora(u8, Option<u8>),
+    Bind(u8, Option<u8>, u8),
+    Release(u8, Option<u8>, u8),
+    Decline(u8, Option<u8>, u8),
+    EndLease(u8),
+    Expire,
+    Reclaim,
+    Pass(u16),
+    Reserve(u8, u8),
+    Unreserve(u8),
+    Subnet(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let who = || (0u8..5, proptest::option::weighted(0.2, 0u8..2));
+    let address = || 98u8..106;
+    let step = prop_oneof![
+        6 => who().prop_map(|(mac, id)| Step::Dora(mac, id)),
+        3 => (who(), address()).prop_map(|((mac, id), at)| Step::Bind(mac, id, at)),
+        2 => (who(), address()).prop_map(|((mac, id), at)| Step::Release(mac, id, at)),
+        1 => (who(), address()).prop_map(|((mac, id), at)| Step::Decline(mac, id, at)),
+        1 => address().prop_map(Step::EndLease),
+        3 => Just(Step::Expire),
+        2 => Just(Step::Reclaim),
+        // Around the ends of leases, their margins and quarantines.
+        4 => prop_oneof![
+            (0u16..5000).boxed(),
+            proptest::sample::select(vec![1, 5, 110, 115, 120, 125, 7190, 7195, 7200, 7205]).boxed(),
+        ]
+        .prop_map(Step::Pass),
+        1 => (address(), 0u8..5).prop_map(|(at, mac)| Step::Reserve(at, mac)),
+        1 => address().prop_map(Step::Unreserve),
+        1 => (1u8..8).prop_map(Step::Subnet),
+    ];
+    proptest::collection::vec(step, 1..80)
+}
+
+/// What one client was last promised at an address.
+struct Promise {
+    client: ClientKey,
+    mac: Option<Mac>,
+    until: Timestamp,
+    given_back: bool,
+}
+
+fn stranger(mac: u8, id: Option<u8>) -> Client {
+    Client {
+        client_id: id.map(|id| Octets(vec![mac, id])),
+        boots: mac == 0,
+        lease_secs: (mac == 1).then_some(60),
+        ..client(mac)
+    }
+}
+
+fn run(world: &mut World, step: &Step, promises: &mut BTreeMap<Ipv4Addr, Promise>) {
+    let bound = match *step {
+        Step::Dora(mac, id) => {
+            let client = stranger(mac, id);
+            let offer = world.offer(&client);
+            offer.map(|(address, _)| {
+                let bound = world.bind(&client, address);
+                bound.expect("what is offered and not raced for is bound")
+            })
+        }
+        Step::Bind(mac, id, at) => world.bind(&stranger(mac, id), ip(at)).ok(),
+        Step::Release(mac, id, at) => {
+            world.release(&stranger(mac, id), ip(at));
+            None
+        }
+        Step::Decline(mac, id, at) => {
+            world.decline(&stranger(mac, id), ip(at));
+            None
+        }
+        Step::EndLease(at) => {
+            world.apply(Command::EndLease { address: ip(at) });
+            None
+        }
+        Step::Expire => {
+            world.apply(Command::Expire);
+            None
+        }
+        Step::Reclaim => {
+            for (address, promise) in promises.iter_mut() {
+                let state = world.state.lease(*address).map(|it| it.object.state);
+                promise.given_back |= state == Some(LeaseState::Released);
+            }
+            world.reclaim();
+            None
+        }
+        Step::Pass(secs) => {
+            world.pass(secs.into());
+            None
+        }
+        Step::Reserve(at, mac) => {
+            world.reserve(ip(at), mac);
+            None
+        }
+        Step::Unreserve(at) => {
+            world.apply(Command::Delete {
+                kind: ObjectKind::Reservation,
+                key: ip(at).to_string(),
+            });
+            None
+        }
+        Step::Subnet(size) => {
+            world.subnet(size);
+            None
+        }
+    };
+    let Some(lease) = bound else { return };
+    let until = lease.expires_at;
+    let mut longest = until;
+    if let Some(before) = promises.get(&lease.address) {
+        let same_client = before.client == lease.client || before.mac == lease.mac;
+        let over = before.until.plus_secs(MARGIN) <= world.now;
+        assert!(
+            same_client || over || before.given_back,
+            "{} given to {} while {} may still use it",
+            lease.address,
+            lease.client,
+            before.client
+        );
+        if same_client && !before.given_back {
+            longest = before.until.max(until);
+        }
+    }
+    promises.insert(
+        lease.address,
+        Promise {
+            client: lease.client,
+            mac: lease.mac,
+            until: longest,
+            given_back: false,
+        },
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// No address is given to a second client while the first may believe it has it; no client has
+    /// two addresses; and the history alone makes the state.
+    #[test]
+    fn no_address_has_two_owners(steps in steps()) {
+        let mut world = World::new(6);
+        let mut promises = BTreeMap::new();
+        for step in &steps {
+            run(&mut world, step, &mut promises);
+            let mut owners = BTreeMap::new();
+            for record in world.state.leases_after(None) {
+                let lease = &record.object;
+                if lease.state == LeaseState::Bound && lease.expires_at > world.now {
+                    let second = owners.insert(lease.client.clone(), lease.address);
+                    prop_assert_eq!(second, None, "two addresses of {}", lease.client);
+                }
+            }
+        }
+        let mut replayed = State::default();
+        for (revision, entry) in &world.entries {
+            replayed.apply(*revision, entry);
+        }
+        prop_assert_eq!(replayed.digest(), world.state.digest());
+        let rows = world.state.rows().unwrap();
+        let loaded = State::load(rows.into_iter().map(|row| (row.key, row.value.unwrap()))).unwrap();
+        prop_assert_eq!(loaded.digest(), world.state.digest());
+        for mac in 0..5 {
+            let client = stranger(mac, None);
+            let offer = |state: &State| state.offer(&client, &|_| false, world.now);
+            prop_assert_eq!(offer(&loaded), offer(&world.state));
+            prop_assert_eq!(offer(&replayed), offer(&world.state));
+        }
+    }
+}
