@@ -232,7 +232,7 @@ impl Client {
     pub async fn send(&self, call: Call) -> Result<Response, Error> {
         let deadline = Instant::now() + self.timeout;
         loop {
-            let mut last = Error::Setup("no endpoint is given".to_owned());
+            let mut failures = Vec::new();
             let first = self.preferred.load(Ordering::Relaxed);
             for turn in 0..self.endpoints.len() {
                 let index = (first + turn) % self.endpoints.len();
@@ -241,12 +241,12 @@ impl Client {
                         self.preferred.store(index, Ordering::Relaxed);
                         return succeeded(response).await;
                     }
-                    Attempt::Next(error) => last = error,
+                    Attempt::Next(error) => failures.push(error),
                     Attempt::Final(error) => return Err(error),
                 }
             }
             if Instant::now() + PAUSE >= deadline {
-                return Err(last);
+                return Err(most_telling(failures));
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -355,6 +355,24 @@ enum Attempt {
     Answer(Response),
     Next(Error),
     Final(Error),
+}
+
+/// What a node said, before what was said of nodes that could not be reached.
+fn most_telling(failures: Vec<Error>) -> Error {
+    let (mut targets, mut problems) = (Vec::new(), Vec::new());
+    for failure in failures {
+        match failure {
+            Error::Unreachable { target, problem } => {
+                problems.push(format!("{target}: {problem}"));
+                targets.push(target);
+            }
+            answer => return answer,
+        }
+    }
+    Error::Unreachable {
+        target: targets.join(", "),
+        problem: problems.join("; "),
+    }
 }
 
 async fn succeeded(response: Response) -> Result<Response, Error> {

@@ -1,1 +1,10 @@
+//! One node: the services that provision machines, the command line, and what wires them together.
 
+pub mod boot;
+pub mod cli;
+pub mod config;
+pub mod dhcp;
+pub mod notify;
+pub mod serve;
+pub mod telemetry;
+pub mod tftp;

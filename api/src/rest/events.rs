@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::extract::{Params, text};
-use super::objects::{PAGE_DEFAULT, PAGE_MAX, page};
+use super::objects::{PAGE_DEFAULT, PAGE_MAX, whole_page};
 use crate::problem::Problem;
 use crate::{App, Shared, view};
 
@@ -90,12 +90,18 @@ fn history(app: &App, filter: &Filter) -> Result<axum::Json<Value>, Problem> {
                 Some(_) => Err(gone),
                 None => state.events_after(state.history_start()),
             })?;
-        let items = changes
-            .filter(|change| filter.wants(change))
-            .take(limit + 1)
-            .map(|change| (change.revision.to_string(), view::change(state, change)))
-            .collect();
-        Ok(axum::Json(page(items, limit, state.revision())))
+        let mut items: Vec<(String, Value)> = Vec::new();
+        for change in changes.filter(|change| filter.wants(change)) {
+            let key = change.revision.to_string();
+            // A page ends with a whole revision, as the next one begins after it.
+            let begins = items.last().is_none_or(|(last, _)| *last != key);
+            if items.len() >= limit && begins {
+                let next = items.last().map(|(last, _)| last.clone());
+                return Ok(axum::Json(whole_page(items, next, state.revision())));
+            }
+            items.push((key, view::change(state, change)));
+        }
+        Ok(axum::Json(whole_page(items, None, state.revision())))
     })
 }
 

@@ -1,6 +1,6 @@
 //! What every answer has in common.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method};
@@ -25,13 +25,19 @@ const REVISION: &str = "muster-revision";
 /// Set when a read may be out of date: this node has no quorum.
 const STALE: &str = "muster-stale";
 
+/// Counts requests.
+const REQUESTS: &str = "muster_api_requests_total";
+/// Times them.
+const SECONDS: &str = "muster_api_request_seconds";
+
 /// Adds who answered and how much of history it knows, and counts the request.
 pub async fn describe(State(app): State<Shared>, request: Request, next: Next) -> Response {
-    let method = request.method().clone();
+    let method = name(request.method());
+    let begun = Instant::now();
     let mut response = next.run(request).await;
-    let status = response.status().as_u16();
-    metrics::counter!("muster_api_requests_total", "method" => name(&method), "status" => status.to_string())
-        .increment(1);
+    let status = response.status().as_u16().to_string();
+    metrics::counter!(REQUESTS, "method" => method, "status" => status).increment(1);
+    metrics::histogram!(SECONDS, "method" => method).record(begun.elapsed().as_secs_f64());
     let leader = app.cluster.leader();
     let (revision, leader) = app.cluster.read(|state| {
         let leader = leader.and_then(|id| state.member(id));
@@ -118,4 +124,14 @@ pub async fn consistency(
         set(response.headers_mut(), STALE, "true");
     }
     Ok(response)
+}
+
+/// Says what the metrics mean.
+pub fn describe_metrics() {
+    metrics::describe_counter!(REQUESTS, "Requests to the API, by method and status");
+    metrics::describe_histogram!(
+        SECONDS,
+        metrics::Unit::Seconds,
+        "Time that answers took to begin, by method"
+    );
 }

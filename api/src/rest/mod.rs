@@ -103,3 +103,8 @@ async fn no_such_method(method: Method, uri: Uri) -> impl IntoResponse {
 
 /// An answer without a body.
 const DONE: StatusCode = StatusCode::NO_CONTENT;
+
+/// Says what the API's metrics mean.
+pub fn describe_metrics() {
+    layers::describe_metrics();
+}

@@ -69,6 +69,11 @@ pub fn page(mut items: Vec<(String, Value)>, limit: usize, revision: Revision) -
     let more = items.len() > limit;
     items.truncate(limit);
     let next = items.last().filter(|_| more).map(|(key, _)| key.clone());
+    whole_page(items, next, revision)
+}
+
+/// As [`page`], of items that are all on it.
+pub fn whole_page(items: Vec<(String, Value)>, next: Option<String>, revision: Revision) -> Value {
     let items: Vec<Value> = items.into_iter().map(|(_, item)| item).collect();
     json!({"items": items, "next": next, "revision": revision.0})
 }

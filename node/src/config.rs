@@ -1,0 +1,387 @@
+//! Flags and `MUSTER_*` environment: the only place that reads either.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::cli::resource::{ArtifactVerb, EventVerb, LeaseVerb, NodeVerb, UserVerb, Verb};
+
+/// Provisions bare-metal machines from a cluster of equal nodes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "muster",
+    version,
+    propagate_version = false,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// Where and as whom.
+    #[command(flatten)]
+    pub connection: Connection,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How a node is reached, and how answers are printed.
+#[derive(Clone, Debug, Args)]
+pub struct Connection {
+    /// Directory of the node on this machine: what `serve` keeps its data in, and where others find
+    /// its socket.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "MUSTER_DATA_DIR",
+        default_value = "/var/lib/muster"
+    )]
+    pub data_dir: PathBuf,
+    /// Socket of a node on this machine [default: DIR/muster.sock].
+    #[arg(long, global = true, value_name = "PATH", env = "MUSTER_SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// Nodes to call instead of the one on this machine, `https://HOST:8092`, by commas.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        value_delimiter = ',',
+        env = "MUSTER_ENDPOINT"
+    )]
+    pub endpoint: Vec<String>,
+    /// Certificate of the cluster's authority, DIR/ca.pem on every node.
+    #[arg(long, global = true, value_name = "FILE", env = "MUSTER_CA_FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Bearer token.
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "MUSTER_TOKEN",
+        hide_env_values = true
+    )]
+    pub token: Option<String>,
+    /// User of a password.
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "MUSTER_USERNAME",
+        default_value = "admin"
+    )]
+    pub username: String,
+    /// Password.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PASSWORD",
+        env = "MUSTER_PASSWORD",
+        hide_env_values = true
+    )]
+    pub password: Option<String>,
+    /// How long nodes that do not answer are tried.
+    #[arg(long, global = true, value_name = "TIME", env = "MUSTER_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub timeout: Duration,
+    /// How answers are printed.
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FORM",
+        env = "MUSTER_OUTPUT",
+        default_value = "table"
+    )]
+    pub output: Format,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// A list is one array, an object one object.
+    Json,
+    /// As JSON.
+    Yaml,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a node.
+    Serve(Box<ServeOptions>),
+    /// The cluster as a whole.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Write many objects, YAML documents with `kind`, in any order, all or nothing.
+    Apply(FileArgument),
+    /// Print the text that a machine would get.
+    Render {
+        /// Name, UUID or MAC.
+        machine: String,
+        /// Name of the template.
+        template: String,
+    },
+    /// What machines boot.
+    #[command(subcommand)]
+    Boot(BootCommand),
+    /// Look at a node's data without a server.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Servers that are provisioned; the key is a name, UUID or MAC.
+    #[command(subcommand)]
+    Machines(Verb),
+    /// Networks and how DHCP serves them.
+    #[command(subcommand)]
+    Subnets(Verb),
+    /// Addresses kept for one client; the key is the address.
+    #[command(subcommand)]
+    Reservations(Verb),
+    /// Texts that are rendered for machines.
+    #[command(subcommand)]
+    Templates(Verb),
+    /// Kernels, initrds, arguments and files that machines boot.
+    #[command(subcommand)]
+    Bootenvs(Verb),
+    /// Params shared by machines.
+    #[command(subcommand)]
+    Profiles(Verb),
+    /// What params may hold.
+    #[command(subcommand)]
+    Params(Verb),
+    /// The one object `cluster`.
+    #[command(subcommand)]
+    Settings(Verb),
+    /// Which client has which address; the key is the address.
+    #[command(subcommand)]
+    Leases(LeaseVerb),
+    /// Files that all nodes hold; the key is the path.
+    #[command(subcommand)]
+    Artifacts(ArtifactVerb),
+    /// Who may use the API.
+    #[command(subcommand)]
+    Users(UserVerb),
+    /// Members of the cluster.
+    #[command(subcommand)]
+    Nodes(NodeVerb),
+    /// What changed.
+    #[command(subcommand)]
+    Events(EventVerb),
+    /// Write the reference of flags, metrics and problems.
+    #[command(hide = true)]
+    Reference {
+        /// Where to.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+/// `muster serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeOptions {
+    /// On an empty data directory: found a cluster of one. Ignored once it belongs to a cluster.
+    #[arg(long, env = "MUSTER_FOUND", conflicts_with = "join")]
+    pub found: bool,
+    /// On an empty data directory: join the cluster of these nodes, HOST:8093 by commas. Ignored
+    /// once it belongs to a cluster.
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        env = "MUSTER_JOIN",
+        requires = "join_token_file"
+    )]
+    pub join: Vec<String>,
+    /// File with the token that `muster cluster join-token` printed; waited for while it is empty.
+    #[arg(long, value_name = "FILE", env = "MUSTER_JOIN_TOKEN_FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// Name of this node in the cluster [default: the hostname].
+    #[arg(long, value_name = "NAME", env = "MUSTER_NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Address at which peers and machines reach this node [default: the only global one].
+    #[arg(long, value_name = "IP", env = "MUSTER_ADVERTISE")]
+    pub advertise: Option<IpAddr>,
+    /// Interfaces on which DHCP is served: names by commas, `all` or `none`.
+    #[arg(
+        long,
+        value_name = "IF",
+        env = "MUSTER_DHCP_INTERFACES",
+        default_value = "all"
+    )]
+    pub dhcp_interfaces: String,
+    /// Port of the API (HTTPS).
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "MUSTER_API_PORT",
+        default_value_t = 8092
+    )]
+    pub api_port: u16,
+    /// Port of boot files (HTTP).
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "MUSTER_BOOT_PORT",
+        default_value_t = 8091
+    )]
+    pub boot_port: u16,
+    /// Port of the peer link.
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "MUSTER_PEER_PORT",
+        default_value_t = 8093
+    )]
+    pub peer_port: u16,
+    /// Port of TFTP.
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "MUSTER_TFTP_PORT",
+        default_value_t = 69
+    )]
+    pub tftp_port: u16,
+    /// Port of DHCP.
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "MUSTER_DHCP_PORT",
+        default_value_t = 67
+    )]
+    pub dhcp_port: u16,
+    /// Port of proxyDHCP.
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "MUSTER_PROXY_DHCP_PORT",
+        default_value_t = 4011
+    )]
+    pub proxy_dhcp_port: u16,
+    /// Directory of first-stage loaders: undionly.kpxe, snponly.efi, ipxe.efi.
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "MUSTER_LOADER_DIR",
+        default_value = "/usr/lib/ipxe"
+    )]
+    pub loader_dir: PathBuf,
+    /// When founding: file with the first password of `admin` [default: a random one, written to
+    /// DIR/admin-password].
+    #[arg(long, value_name = "FILE", env = "MUSTER_ADMIN_PASSWORD_FILE")]
+    pub admin_password_file: Option<PathBuf>,
+    /// What is logged: error, warn, info, debug, trace, or targets with levels.
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "MUSTER_LOG_LEVEL",
+        default_value = "info"
+    )]
+    pub log_level: String,
+    /// How it is logged.
+    #[arg(
+        long,
+        value_name = "FORM",
+        env = "MUSTER_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub log_format: LogFormat,
+    /// Shortest time without a leader before an election, in milliseconds; more for slow disks.
+    #[arg(long, value_name = "MS", env = "MUSTER_ELECTION_MS", hide = true)]
+    pub election_ms: Option<u64>,
+    /// Acknowledge what is not on the disk yet. Loses data; for tests that must see the loss.
+    #[arg(long, env = "MUSTER_UNSAFE_NO_SYNC", hide = true)]
+    pub unsafe_no_sync: bool,
+}
+
+/// How it is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `muster cluster`.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Nodes, leader, quorum. Ends with 5 when there is no quorum.
+    Status,
+    /// Print a token by which nodes join, any number of times until it expires.
+    JoinToken {
+        /// How long it is valid.
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+        ttl: Duration,
+        /// Instead: let no node join by any token made so far.
+        #[arg(long)]
+        revoke: bool,
+    },
+    /// Remove a node for good, dead or alive.
+    Remove {
+        /// Name or id.
+        node: String,
+    },
+    /// Hand leadership to a node, or to any other.
+    Transfer {
+        /// Name or id.
+        node: Option<String>,
+    },
+    /// Make a node ready to be stopped.
+    Drain {
+        /// Name or id.
+        node: String,
+    },
+}
+
+/// `muster boot`.
+#[derive(Debug, Subcommand)]
+pub enum BootCommand {
+    /// What a machine would be served now, by which rule, and why.
+    Explain {
+        /// Its hardware address.
+        mac: String,
+    },
+}
+
+/// `muster node`: on a stopped or copied data directory, which is never written to.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Verify everything that can be verified.
+    Check,
+    /// Print what it holds, one JSON object per line.
+    Dump,
+}
+
+/// `-f`.
+#[derive(Clone, Debug, Args)]
+pub struct FileArgument {
+    /// YAML or JSON: a file, a directory of them, or `-` for standard input.
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Reads `500ms`, `10s`, `5m`, `24h`, `7d`, or seconds.
+///
+/// # Errors
+/// When it is none of these.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("`{text}` is no time; write 500ms, 10s, 5m, 24h or 7d");
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at_checked(digits).ok_or_else(bad)?;
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" | "" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(bad()),
+    };
+    number
+        .checked_mul(millis)
+        .map(Duration::from_millis)
+        .ok_or_else(bad)
+}

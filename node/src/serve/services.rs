@@ -1,0 +1,116 @@
+//! The services of a node that belongs to a cluster.
+
+use muster_raft::{Cluster, Timing};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, Settings};
+use crate::config::ServeOptions;
+use crate::dhcp::{self, Interfaces};
+use crate::{boot, tftp};
+
+/// Services that run.
+pub struct Services(JoinSet<Result<(), Error>>);
+
+impl Services {
+    /// Waits until a service fails, which none should.
+    pub async fn failure(&mut self) -> Error {
+        loop {
+            match self.0.join_next().await {
+                Some(Ok(Err(error))) => return error,
+                Some(Err(error)) => return Error::Service(format!("a service failed: {error}")),
+                Some(Ok(Ok(()))) => {}
+                None => std::future::pending::<()>().await,
+            }
+        }
+    }
+
+    /// Waits until all have ended, after they were told to stop.
+    pub async fn finish(mut self) {
+        while let Some(ended) = self.0.join_next().await {
+            if let Ok(Err(error)) = ended {
+                tracing::warn!(%error, "a service ended badly");
+            }
+        }
+    }
+}
+
+/// Starts all services; each ends when `stop` is cancelled.
+pub fn start(
+    cluster: &Cluster,
+    options: &ServeOptions,
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> Result<Services, Error> {
+    let failed = |error: &dyn std::error::Error| Error::Service(chain(error));
+    let mut services = JoinSet::new();
+
+    let boot_options = boot::Options {
+        boot_port: options.boot_port,
+        advertise: settings.advertise,
+        loader_dir: options.loader_dir.clone(),
+    };
+    let (own, token) = (cluster.clone(), stop.clone());
+    services.spawn(async move {
+        boot::serve(own, boot_options, token)
+            .await
+            .map_err(|error| failed(&error))
+    });
+
+    let tftp_options = tftp::Options {
+        tftp_port: options.tftp_port,
+        boot_port: options.boot_port,
+        advertise: settings.advertise,
+        loader_dir: options.loader_dir.clone(),
+    };
+    let (own, token) = (cluster.clone(), stop.clone());
+    services.spawn(async move {
+        tftp::serve(own, tftp_options, token)
+            .await
+            .map_err(|error| failed(&error))
+    });
+
+    let dhcp_options = dhcp::Options {
+        interfaces: interfaces(&options.dhcp_interfaces)?,
+        dhcp_port: options.dhcp_port,
+        proxy_port: options.proxy_dhcp_port,
+        boot_port: options.boot_port,
+        tftp_port: options.tftp_port,
+        advertise: settings.advertise,
+    };
+    let (own, token) = (cluster.clone(), stop.clone());
+    services.spawn(async move {
+        dhcp::serve(own, dhcp_options, token)
+            .await
+            .map_err(|error| failed(&error))
+    });
+    Ok(Services(services))
+}
+
+/// An error with all that caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn interfaces(text: &str) -> Result<Interfaces, Error> {
+    let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+    match text.trim() {
+        "all" => Ok(Interfaces::All),
+        "none" => Ok(Interfaces::None),
+        _ if names.iter().all(|name| !name.is_empty()) => Ok(Interfaces::Named(names)),
+        _ => Err(Error::Usage(
+            "--dhcp-interfaces: write names by commas, `all` or `none`".to_owned(),
+        )),
+    }
+}
+
+/// How fast the cluster reacts.
+pub fn timing(_options: &ServeOptions) -> Timing {
+    Timing::default()
+}

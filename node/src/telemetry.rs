@@ -1,0 +1,60 @@
+//! Logs and metrics of this process.
+
+use std::io::IsTerminal as _;
+
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+
+use crate::config::LogFormat;
+
+/// Upper bounds of the histograms, in seconds: from a read in memory to a lost leader.
+const BUCKETS: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// Why logs or metrics cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not a filter.
+    #[error("--log-level: {0}; write error, warn, info, debug, trace, or target=level by commas")]
+    Level(#[from] ParseError),
+    /// There is a recorder already.
+    #[error("metrics cannot be set up: {0}")]
+    Metrics(#[from] BuildError),
+}
+
+/// Logs to standard error from now on.
+///
+/// # Errors
+/// When `level` is no filter.
+pub fn log(level: &str, format: LogFormat) -> Result<(), Error> {
+    let filter: EnvFilter = level.parse()?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    // An error means that somebody in this process logs already.
+    let _ = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+/// Records metrics from now on; the handle gives them as text.
+///
+/// # Errors
+/// When this process records them already.
+pub fn metrics() -> Result<PrometheusHandle, Error> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets(BUCKETS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+/// Says what this node's metrics mean, to whatever recorder there is.
+pub fn describe() {
+    muster_api::rest::describe_metrics();
+}
