@@ -1,1 +1,32 @@
+//! How the cluster agrees: one handle, [`Cluster`], over Raft, its storage and the peer link.
+//!
+//! The only crate that knows openraft, tonic and prost, and that there is a leader.
 
+mod artifacts;
+mod board;
+mod cluster;
+mod desk;
+mod error;
+mod follow;
+mod identity;
+mod join;
+mod manage;
+mod options;
+mod peer;
+mod pulse;
+mod reads;
+mod start;
+mod status;
+mod store;
+mod tls;
+mod types;
+mod view;
+mod wire;
+
+pub use cluster::Cluster;
+pub use error::Error;
+pub use follow::Follow;
+pub use identity::belongs_to_cluster;
+pub use muster_storage::state::Gone;
+pub use options::{Limits, Options, Start, Timing};
+pub use status::{NodeStatus, Peer, Role, Status};

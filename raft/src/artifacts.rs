@@ -1,0 +1,293 @@
+//! The bytes of artifacts: spread over a quorum, pulled by the rest, streamed from whoever has them.
+
+use std::collections::BTreeSet;
+use std::io::{self, SeekFrom};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt, TryStreamExt};
+use muster_storage::blobs::Blobs;
+use muster_storage::model::{Object, ObjectKind, Sha256};
+use muster_storage::NodeId;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::{Semaphore, watch};
+
+use crate::Error;
+use crate::cluster::Inner;
+use crate::peer::CHUNK_BYTES;
+use crate::wire::proto;
+
+/// Artifacts pulled at a time.
+const PULLS: usize = 2;
+/// A peer that sends nothing for as long as this is left for another.
+const STALL: Duration = Duration::from_secs(10);
+/// Until what could not be pulled is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Artifacts that are being pulled, so that nobody pulls one twice.
+#[derive(Default)]
+pub struct Pulls {
+    running: Mutex<std::collections::BTreeMap<Sha256, watch::Receiver<Option<bool>>>>,
+}
+
+/// Bytes of a file that is here, from `offset` on.
+pub async fn read(
+    blobs: &Blobs,
+    sha: Sha256,
+    offset: u64,
+) -> io::Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static> {
+    let mut file = tokio::fs::File::open(blobs.path(&sha)).await?;
+    file.seek(SeekFrom::Start(offset)).await?;
+    Ok(futures::stream::try_unfold(file, |mut file| async move {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        let limit = CHUNK_BYTES as u64;
+        (&mut file).take(limit).read_to_end(&mut chunk).await?;
+        Ok((!chunk.is_empty()).then(|| (Bytes::from(chunk), file)))
+    }))
+}
+
+type Pieces = std::pin::Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+
+/// Bytes of an artifact from one peer.
+async fn read_from(inner: &Inner, peer: u64, sha: Sha256, offset: u64) -> io::Result<Pieces> {
+    let mut bulk = inner.links.to(peer).map_err(io::Error::other)?.bulk;
+    let call = bulk.fetch(proto::FetchRequest {
+        sha256: sha.0.to_vec().into(),
+        offset,
+    });
+    let stalled = || io::Error::new(io::ErrorKind::TimedOut, "the peer stopped sending");
+    let pieces = tokio::time::timeout(STALL, call)
+        .await
+        .map_err(|_| stalled())?
+        .map_err(io::Error::other)?
+        .into_inner();
+    Ok(Box::pin(futures::stream::try_unfold(
+        pieces,
+        move |mut pieces| async move {
+            let piece = tokio::time::timeout(STALL, pieces.message())
+                .await
+                .map_err(|_| stalled())?
+                .map_err(io::Error::other)?;
+            Ok(piece.map(|piece| (piece.bytes, pieces)))
+        },
+    )))
+}
+
+/// Live peers, `first` before the others.
+fn sources(inner: &Inner, first: Option<u64>) -> Vec<u64> {
+    let mut peers: Vec<u64> = inner.board.live().borrow().clone();
+    peers.sort_by_key(|peer| Some(*peer) != first);
+    peers
+}
+
+struct Fetching {
+    inner: Arc<Inner>,
+    sha: Sha256,
+    offset: u64,
+    pieces: Pieces,
+    left: Vec<u64>,
+}
+
+/// Bytes of an artifact from any live peer that has it; goes on at another when one fails.
+pub async fn fetch(
+    inner: &Arc<Inner>,
+    sha: Sha256,
+    offset: u64,
+) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static, Error> {
+    let mut left = sources(inner, None);
+    left.reverse();
+    let (pieces, left) = open_next(inner, sha, offset, left)
+        .await
+        .ok_or_else(|| Error::NoSuchArtifact(sha.to_string()))?;
+    let fetching = Fetching {
+        inner: Arc::clone(inner),
+        sha,
+        offset,
+        pieces,
+        left,
+    };
+    Ok(futures::stream::try_unfold(fetching, |mut fetching| async move {
+        loop {
+            match fetching.pieces.try_next().await {
+                Ok(Some(bytes)) => {
+                    fetching.offset += bytes.len() as u64;
+                    return Ok(Some((bytes, fetching)));
+                }
+                Ok(None) => return Ok(None),
+                Err(error) => {
+                    let left = std::mem::take(&mut fetching.left);
+                    let next = open_next(&fetching.inner, fetching.sha, fetching.offset, left);
+                    let (pieces, left) = next.await.ok_or(error)?;
+                    fetching.pieces = pieces;
+                    fetching.left = left;
+                }
+            }
+        }
+    }))
+}
+
+async fn open_next(
+    inner: &Inner,
+    sha: Sha256,
+    offset: u64,
+    mut left: Vec<u64>,
+) -> Option<(Pieces, Vec<u64>)> {
+    while let Some(peer) = left.pop() {
+        match read_from(inner, peer, sha, offset).await {
+            Ok(pieces) => return Some((pieces, left)),
+            Err(error) => tracing::debug!(peer, %sha, %error, "cannot fetch an artifact"),
+        }
+    }
+    None
+}
+
+/// Has the artifact on this node's disk, pulling it if need be; `first` is asked first.
+pub async fn hold(inner: &Arc<Inner>, sha: Sha256, first: Option<u64>) -> io::Result<()> {
+    if inner.blobs.size(&sha).is_some() {
+        return Ok(());
+    }
+    let mut done = {
+        let mut running = inner.pulls.running.lock().unwrap_or_else(PoisonError::into_inner);
+        match running.get(&sha) {
+            Some(done) => done.clone(),
+            None => {
+                let (sender, done) = watch::channel(None);
+                running.insert(sha, done.clone());
+                let puller = Arc::clone(inner);
+                inner.spawn(async move {
+                    let result = pull(&puller, sha, first).await;
+                    if let Err(error) = &result {
+                        tracing::warn!(%sha, %error, "cannot pull an artifact");
+                    }
+                    let mut running =
+                        puller.pulls.running.lock().unwrap_or_else(PoisonError::into_inner);
+                    running.remove(&sha);
+                    sender.send_replace(Some(result.is_ok()));
+                });
+                done
+            }
+        }
+    };
+    let result = done.wait_for(Option::is_some).await.map(|done| *done);
+    match result {
+        Ok(Some(true)) => Ok(()),
+        _ => Err(io::Error::other("no peer could give the artifact")),
+    }
+}
+
+async fn pull(inner: &Arc<Inner>, sha: Sha256, first: Option<u64>) -> io::Result<()> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "no live peer has it");
+    for peer in sources(inner, first) {
+        match pull_from(inner, peer, sha).await {
+            Ok(size) => {
+                metrics::counter!("muster_raft_artifact_bytes_pulled_total").increment(size);
+                return Ok(());
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn pull_from(inner: &Inner, peer: u64, sha: Sha256) -> io::Result<u64> {
+    let mut pieces = read_from(inner, peer, sha, 0).await?;
+    let mut writer = inner.blobs.writer()?;
+    while let Some(bytes) = pieces.try_next().await? {
+        writer = tokio::task::spawn_blocking(move || writer.write(&bytes).map(|()| writer))
+            .await
+            .map_err(io::Error::other)??;
+    }
+    let (_, size) = tokio::task::spawn_blocking(move || writer.finish(Some(sha)))
+        .await
+        .map_err(io::Error::other)??;
+    Ok(size)
+}
+
+/// Asks all live peers to hold the artifact; resolves once a quorum of voters does, this node
+/// among them. The others go on.
+pub async fn spread(inner: &Arc<Inner>, sha: Sha256, size: u64) -> Result<Vec<NodeId>, Error> {
+    if inner.blobs.size(&sha).is_none() {
+        return Err(Error::NoSuchArtifact(sha.to_string()));
+    }
+    let voters = inner.view.borrow().voters.clone();
+    let needed = voters.len() / 2 + 1;
+    let (sender, mut holders) = tokio::sync::mpsc::unbounded_channel();
+    for peer in sources(inner, None) {
+        let (inner, sender) = (Arc::clone(inner), sender.clone());
+        let asking = Arc::clone(&inner);
+        inner.spawn(async move {
+            let Ok(mut link) = asking.links.to(peer) else {
+                return;
+            };
+            let call = link.bulk.hold(proto::HoldRequest {
+                sha256: sha.0.to_vec().into(),
+                size,
+            });
+            if call.await.is_ok_and(|reply| reply.into_inner().held) {
+                let _ = sender.send(peer);
+            }
+        });
+    }
+    drop(sender);
+    let mut held: BTreeSet<u64> = BTreeSet::from([inner.id.0]);
+    while held.intersection(&voters).count() < needed {
+        match holders.recv().await {
+            Some(peer) => {
+                held.insert(peer);
+            }
+            None => return Err(Error::NoLeader),
+        }
+    }
+    Ok(held.into_iter().map(NodeId).collect())
+}
+
+/// Digests of all artifacts that the state names and this node lacks.
+fn missing(inner: &Inner) -> BTreeSet<Sha256> {
+    let named: BTreeSet<Sha256> = inner.memory.read(|state| {
+        state
+            .objects_after(ObjectKind::Artifact, None)
+            .filter_map(|record| match &record.object {
+                Object::Artifact(artifact) => Some(artifact.sha256),
+                _ => None,
+            })
+            .collect()
+    });
+    named
+        .into_iter()
+        .filter(|sha| inner.blobs.size(sha).is_none())
+        .collect()
+}
+
+/// Keeps pulling what this node lacks.
+pub async fn run(inner: Arc<Inner>) {
+    let mut progress = inner.progress.clone();
+    let permits = Arc::new(Semaphore::new(PULLS));
+    loop {
+        let lacking = missing(&inner);
+        metrics::gauge!("muster_raft_artifacts_missing").set(lacking.len() as f64);
+        let mut pulls: FuturesUnordered<_> = lacking
+            .into_iter()
+            .map(|sha| {
+                let (inner, permits) = (&inner, &permits);
+                async move {
+                    let _permit = permits.acquire().await;
+                    hold(inner, sha, None).await.is_ok()
+                }
+            })
+            .collect();
+        let mut failed = false;
+        while let Some(held) = pulls.next().await {
+            failed |= !held;
+        }
+        drop(pulls);
+        // Changes come in bursts; looking once a second is enough.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if failed {
+            let _ = tokio::time::timeout(RETRY, progress.changed()).await;
+        } else if progress.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What this node knows of its peers' health: heard from their own mouth, moments ago.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::wire::proto;
+
+/// A peer that has been silent for as long as this is dead.
+const SILENCE: Duration = Duration::from_millis(700);
+
+/// The last that was heard of a peer.
+#[derive(Clone, Debug)]
+pub struct Contact {
+    /// When.
+    pub at: Instant,
+    /// What it said.
+    pub status: proto::Status,
+    /// Its machine refused a connection since: nobody listens there.
+    refused: bool,
+}
+
+impl Contact {
+    /// Whether the peer is there.
+    pub fn live(&self) -> bool {
+        !self.refused && self.at.elapsed() < SILENCE
+    }
+}
+
+/// All peers' contacts.
+pub struct Board {
+    contacts: Mutex<BTreeMap<u64, Contact>>,
+    live: watch::Sender<Vec<u64>>,
+}
+
+impl Board {
+    /// Nothing heard yet.
+    pub fn new() -> Self {
+        Self {
+            contacts: Mutex::default(),
+            live: watch::Sender::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Contact>> {
+        self.contacts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A peer said how it is.
+    pub fn heard(&self, peer: u64, status: proto::Status) {
+        let contact = Contact {
+            at: Instant::now(),
+            status,
+            refused: false,
+        };
+        self.lock().insert(peer, contact);
+        self.refresh();
+    }
+
+    /// A peer's machine refused a connection.
+    pub fn refused(&self, peer: u64) {
+        if let Some(contact) = self.lock().get_mut(&peer) {
+            contact.refused = true;
+        }
+        self.refresh();
+    }
+
+    /// A peer left the cluster.
+    pub fn forget(&self, peer: u64) {
+        self.lock().remove(&peer);
+        self.refresh();
+    }
+
+    /// The last contact with a peer.
+    pub fn contact(&self, peer: u64) -> Option<Contact> {
+        self.lock().get(&peer).cloned()
+    }
+
+    /// Whether a peer is there.
+    pub fn is_live(&self, peer: u64) -> bool {
+        self.lock().get(&peer).is_some_and(Contact::live)
+    }
+
+    /// Whether a peer was there and is not any more. A peer not heard of yet is neither.
+    pub fn is_dead(&self, peer: u64) -> bool {
+        self.lock().get(&peer).is_some_and(|contact| !contact.live())
+    }
+
+    /// Notices silence; called often.
+    pub fn refresh(&self) {
+        let live: Vec<u64> = self
+            .lock()
+            .iter()
+            .filter(|(_, contact)| contact.live())
+            .map(|(id, _)| *id)
+            .collect();
+        self.live.send_if_modified(|known| {
+            let changed = *known != live;
+            if changed {
+                metrics::gauge!("muster_raft_live_peers").set(live.len() as f64);
+                *known = live;
+            }
+            changed
+        });
+    }
+
+    /// The live peers, and a way to wait for changes.
+    pub fn live(&self) -> watch::Receiver<Vec<u64>> {
+        self.live.subscribe()
+    }
+}

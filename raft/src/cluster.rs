@@ -1,0 +1,507 @@
+//! The one handle on the cluster.
+
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures::Stream;
+use muster_storage::blobs::Blobs;
+use muster_storage::model::{JoinToken, Member, Sha256};
+use muster_storage::{Actor, Command, NodeId, Outcome, Proposal, RequestId, Revision, State, Timestamp};
+use openraft::ReadPolicy;
+use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+pub use crate::options::{Limits, Options, Start, Timing};
+use crate::artifacts::{self, Pulls};
+use crate::board::Board;
+use crate::desk::{self, Desk};
+use crate::follow::Follow;
+use crate::peer::Links;
+use crate::status::{NodeStatus, Peer, Role, Status};
+use crate::store::{Memory, Progress};
+use crate::tls::{self, Sealer, Token};
+use crate::types::Raft;
+use crate::view::View;
+use crate::wire::proto::manage_request::Order;
+use crate::{Error, manage, pulse, reads};
+
+/// A node's membership in its cluster: read, propose, follow, and know the others.
+///
+/// Cheap to clone; all clones are the same node.
+#[derive(Clone)]
+pub struct Cluster {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// What all parts of a node share.
+pub struct Inner {
+    pub id: NodeId,
+    pub cluster_id: Uuid,
+    pub options: Options,
+    pub ca_pem: String,
+    /// Absent in memory.
+    pub sealer: Option<Sealer>,
+    pub api_tls: Arc<rustls::ServerConfig>,
+    pub raft: Raft,
+    pub memory: Arc<Memory>,
+    pub progress: watch::Receiver<Progress>,
+    pub view: watch::Receiver<View>,
+    pub links: Arc<Links>,
+    pub board: Board,
+    pub desk: Desk,
+    pub reads: mpsc::Sender<reads::Waiter>,
+    pub blobs: Blobs,
+    pub pulls: Pulls,
+    pub gossip_out: broadcast::Sender<Bytes>,
+    pub gossip_in: broadcast::Sender<(NodeId, Bytes)>,
+    /// Wakes the keeper of the membership.
+    pub tend: Notify,
+    pub caught_up: AtomicBool,
+    pub stop: CancellationToken,
+    pub tasks: TaskTracker,
+    /// Goes with a node in memory.
+    pub scratch: Option<tempfile::TempDir>,
+}
+
+impl Inner {
+    /// Runs a task until the node stops.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Refuses when this node does not take part any more.
+    pub fn check_running(&self) -> Result<(), Error> {
+        match &self.view.borrow().fault {
+            Some(fault) => Err(Error::Stopped(fault.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether this node leads, and else who does, as far as can be known: a node that the leader
+    /// does not reach yet hears of it from its peers.
+    pub fn leadership(&self) -> (bool, Option<u64>) {
+        let view = self.view.borrow();
+        if view.leading {
+            return (true, None);
+        }
+        let followed = view
+            .leader
+            .filter(|leader| *leader != self.id.0 && !self.board.is_dead(*leader));
+        let claims = || {
+            let live = self.board.live().borrow().clone();
+            live.into_iter().find(|peer| {
+                self.board
+                    .contact(*peer)
+                    .is_some_and(|contact| contact.status.quorum)
+            })
+        };
+        (false, followed.or_else(claims))
+    }
+
+    /// As leader: the index through which a read must have been applied.
+    pub async fn own_read_index(&self) -> Option<u64> {
+        let linearizer = self
+            .raft
+            .get_read_linearizer(ReadPolicy::ReadIndex)
+            .await
+            .ok()?;
+        Some(linearizer.read_log_id().index())
+    }
+
+    /// Waits until an entry is applied here; false when the node stops.
+    pub async fn wait_applied(&self, index: u64) -> bool {
+        let mut progress = self.progress.clone();
+        let reached = progress.wait_for(|progress| progress.applied >= index);
+        reached.await.is_ok()
+    }
+
+    /// Present members by the state, with those that only Raft knows yet.
+    pub fn members(&self) -> Vec<NodeId> {
+        let mut members: Vec<NodeId> =
+            self.memory.read(|state| state.members().map(|member| member.id).collect());
+        if members.is_empty() {
+            members.extend(self.view.borrow().nodes.keys().map(|id| NodeId(*id)));
+        }
+        members
+    }
+
+    /// This node's record as it should be.
+    pub fn as_member(&self, key_hash: Sha256) -> Member {
+        Member {
+            id: self.id,
+            name: self.options.node_name.clone(),
+            address: self.options.advertise,
+            peer_port: self.options.peer_port,
+            api_port: self.options.api_port,
+            boot_port: self.options.boot_port,
+            version: self.options.version.clone(),
+            max_schema: muster_storage::schema::CURRENT,
+            key_hash,
+            identifiers: Vec::new(),
+        }
+    }
+
+    fn has_quorum(&self) -> bool {
+        let view = self.view.borrow();
+        if view.fault.is_some() {
+            return false;
+        }
+        if view.leading {
+            return view.leads_quorum(self.id.0);
+        }
+        drop(view);
+        let (_, leader) = self.leadership();
+        leader
+            .and_then(|leader| self.board.contact(leader))
+            .is_some_and(|contact| contact.live() && contact.status.quorum)
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Cluster {
+    /// Starts a node: resumes what its directory holds, or founds or joins a cluster.
+    ///
+    /// Joining waits until a member answers, however long that takes.
+    ///
+    /// # Errors
+    /// When the token is refused, the directory cannot be used, or the port is taken.
+    pub async fn start(options: Options) -> Result<Self, Error> {
+        crate::start::start(options).await
+    }
+
+    /// A cluster of one in memory, without a network, for tests.
+    ///
+    /// # Panics
+    /// When it cannot be made, which in a test is a failure.
+    pub async fn solo() -> Self {
+        crate::start::solo(None).await
+    }
+
+    /// Like [`Cluster::solo`], with the bytes of artifacts kept in `dir`.
+    ///
+    /// # Panics
+    /// When it cannot be made, which in a test is a failure.
+    pub async fn solo_in(dir: &Path) -> Self {
+        crate::start::solo(Some(dir.to_owned())).await
+    }
+
+    /// Reads this node's state as it is. `f` must be short: entries wait for it.
+    pub fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
+        self.inner.memory.read(f)
+    }
+
+    /// Reads this node's state, not older than the call: confirmed by a quorum.
+    ///
+    /// # Errors
+    /// When no leader confirms in time.
+    pub async fn read_linear<T>(&self, f: impl FnOnce(&State) -> T) -> Result<T, Error> {
+        reads::barrier(&self.inner).await?;
+        Ok(self.read(f))
+    }
+
+    /// Proposes a write. Returns what became of it once it is committed by a quorum; this node may
+    /// apply it a moment later, see [`Cluster::applied`].
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] leaves open whether the write was made; after all others it was not.
+    pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, Error> {
+        desk::propose(&self.inner, proposal).await
+    }
+
+    /// Resolves when this node has applied a revision.
+    pub async fn applied(&self, revision: Revision) {
+        self.inner.wait_applied(revision.log_index()).await;
+    }
+
+    /// Follows what changes after a revision.
+    pub fn follow(&self, after: Revision) -> Follow {
+        Follow::new(Arc::clone(&self.inner.memory), after)
+    }
+
+    /// This node's number.
+    pub fn node_id(&self) -> NodeId {
+        self.inner.id
+    }
+
+    /// This node's name.
+    pub fn node_name(&self) -> &str {
+        &self.inner.options.node_name
+    }
+
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> Uuid {
+        self.inner.cluster_id
+    }
+
+    /// The leader, as far as this node knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        match self.inner.leadership() {
+            (true, _) => Some(self.inner.id),
+            (false, leader) => leader.map(NodeId),
+        }
+    }
+
+    /// Whether this node leads.
+    pub fn is_leader(&self) -> bool {
+        self.inner.view.borrow().leading
+    }
+
+    /// Whether this node is, or lately heard from, a leader with a quorum.
+    pub fn has_quorum(&self) -> bool {
+        self.inner.has_quorum()
+    }
+
+    /// Why this node has stopped taking part, if it has: a failed disk, for example.
+    pub fn fault(&self) -> Option<String> {
+        self.inner.view.borrow().fault.clone()
+    }
+
+    /// Whether this node has once since its start been as far as a leader's commit.
+    pub fn caught_up_once(&self) -> bool {
+        self.inner.caught_up.load(Ordering::Acquire)
+    }
+
+    /// The state of the cluster as this node sees it.
+    pub fn status(&self) -> Status {
+        let inner = &self.inner;
+        let view = inner.view.borrow().clone();
+        let progress = *inner.progress.borrow();
+        let members: Vec<Member> = self.read(|state| state.members().cloned().collect());
+        let contacts = members.iter().map(|member| inner.board.contact(member.id.0));
+        let contacts: Vec<_> = contacts.collect();
+        let furthest = contacts
+            .iter()
+            .flatten()
+            .map(|contact| contact.status.applied)
+            .fold(progress.applied.max(view.committed), u64::max);
+        let nodes = members.into_iter().zip(contacts).map(|(member, contact)| {
+            let own = member.id == inner.id;
+            let said = contact.as_ref().map(|contact| &contact.status);
+            let applied = if own { Some(progress.applied) } else { said.map(|said| said.applied) };
+            let revision = if own {
+                Some(progress.revision)
+            } else {
+                said.map(|said| Revision(said.revision))
+            };
+            NodeStatus {
+                id: member.id,
+                role: match view.voters.contains(&member.id.0) {
+                    true => Role::Voter,
+                    false => Role::Learner,
+                },
+                revision,
+                lag: applied.map(|applied| furthest.saturating_sub(applied)),
+                last_contact_ms: if own {
+                    Some(0)
+                } else {
+                    contact.as_ref().map(|c| u64::try_from(c.at.elapsed().as_millis()).unwrap_or(u64::MAX))
+                },
+                live: own || contact.as_ref().is_some_and(|contact| contact.live()),
+                name: member.name,
+                address: member.address,
+                version: member.version,
+            }
+        });
+        Status {
+            cluster_id: inner.cluster_id,
+            leader: self.leader(),
+            revision: progress.revision,
+            quorum: self.has_quorum(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    /// All members with what is needed to reach them; this node is flagged.
+    pub fn peers(&self) -> Vec<Peer> {
+        let members: Vec<Member> = self.read(|state| state.members().cloned().collect());
+        members
+            .into_iter()
+            .map(|member| Peer {
+                own: member.id == self.inner.id,
+                live: member.id == self.inner.id || self.inner.board.is_live(member.id.0),
+                id: member.id,
+                name: member.name,
+                address: member.address,
+                peer_port: member.peer_port,
+                api_port: member.api_port,
+                boot_port: member.boot_port,
+                identifiers: member.identifiers,
+            })
+            .collect()
+    }
+
+    /// Changes whenever a peer is found live or dead; holds the live peers' ids.
+    pub fn live_changed(&self) -> watch::Receiver<Vec<u64>> {
+        self.inner.board.live()
+    }
+
+    /// The smallest revision that any member has applied; absent while a member has not said.
+    pub fn applied_by_all(&self) -> Option<Revision> {
+        let own = self.inner.progress.borrow().revision;
+        self.inner
+            .members()
+            .into_iter()
+            .filter(|id| *id != self.inner.id)
+            .try_fold(own, |least, id| {
+                let contact = self.inner.board.contact(id.0)?;
+                Some(least.min(Revision(contact.status.revision)))
+            })
+    }
+
+    /// Makes a join token that lets nodes in for `ttl`.
+    ///
+    /// # Errors
+    /// When it cannot be committed.
+    pub async fn join_token(&self, ttl: Duration, actor: Actor) -> Result<String, Error> {
+        let token = Token::generate(tls::pin(&self.inner.ca_pem)?);
+        let start = self.read(State::time).max(now());
+        let outcome = self
+            .propose(Proposal {
+                request: RequestId(Uuid::new_v4()),
+                actor,
+                if_match: None,
+                command: Command::AddJoinToken(JoinToken {
+                    hash: Token::hash(&token.secret),
+                    expires_at: start.plus_secs(ttl.as_secs()),
+                }),
+            })
+            .await?;
+        match outcome.result {
+            Ok(_) => Ok(token.to_string()),
+            Err(rejection) => Err(Error::Refused(rejection.to_string())),
+        }
+    }
+
+    /// Removes a node, by name or number, for good.
+    ///
+    /// # Errors
+    /// When there is no such node, or the rest would have no majority.
+    pub async fn remove(&self, node: &str) -> Result<(), Error> {
+        let id = self.find(node)?;
+        manage::order(&self.inner, Order::Remove(id.0)).await
+    }
+
+    /// Hands leadership to a node, or to whichever is furthest.
+    ///
+    /// # Errors
+    /// When that node cannot lead.
+    pub async fn transfer(&self, to: Option<NodeId>) -> Result<(), Error> {
+        manage::order(&self.inner, Order::TransferTo(to.map_or(0, |id| id.0))).await
+    }
+
+    /// Finds a member by name or number.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(&self, node: &str) -> Result<NodeId, Error> {
+        let number = node.parse().ok().map(NodeId);
+        self.read(|state| {
+            let named = state.member_named(node);
+            let numbered = || number.and_then(|id| state.member(id));
+            named.or_else(numbered).map(|member| member.id)
+        })
+        .ok_or_else(|| Error::NoSuchNode(node.to_owned()))
+    }
+
+    /// Hands leadership over if this node has it, and stops.
+    pub async fn drain_and_stop(&self) {
+        if self.is_leader() && self.inner.view.borrow().voters.len() > 1 {
+            match manage::transfer(&self.inner, None).await {
+                Ok(()) => tracing::info!("handed leadership over"),
+                Err(error) => tracing::warn!(%error, "cannot hand leadership over"),
+            }
+        }
+        self.stop().await;
+    }
+
+    /// Stops without handing over.
+    pub async fn stop(&self) {
+        let inner = &self.inner;
+        inner.stop.cancel();
+        if let Err(error) = inner.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not end well");
+        }
+        inner.tasks.close();
+        let ended = tokio::time::timeout(Duration::from_secs(5), inner.tasks.wait()).await;
+        if ended.is_err() {
+            tracing::warn!("some tasks did not end");
+        }
+    }
+
+    /// The server side of the API's TLS: this node's certificate, no client certificates.
+    pub fn api_tls(&self) -> Arc<rustls::ServerConfig> {
+        Arc::clone(&self.inner.api_tls)
+    }
+
+    /// Certificate of the cluster's authority.
+    pub fn ca_pem(&self) -> String {
+        self.inner.ca_pem.clone()
+    }
+
+    /// Tells all reachable peers something small, at once and without any promise.
+    pub fn gossip(&self, message: Bytes) {
+        if message.len() <= pulse::GOSSIP_MAX {
+            // There may be no peer.
+            let _ = self.inner.gossip_out.send(message);
+        }
+    }
+
+    /// What peers gossip from now on.
+    pub fn gossips(&self) -> broadcast::Receiver<(NodeId, Bytes)> {
+        self.inner.gossip_in.subscribe()
+    }
+
+    /// The artifacts' bytes on this node.
+    pub fn blobs(&self) -> &Blobs {
+        &self.inner.blobs
+    }
+
+    /// Has an artifact, whole on this node, copied to the others. Resolves with its holders once
+    /// they are a quorum.
+    ///
+    /// # Errors
+    /// When fewer than a quorum can hold it.
+    pub async fn spread(&self, sha: Sha256, size: u64) -> Result<Vec<NodeId>, Error> {
+        artifacts::spread(&self.inner, sha, size).await
+    }
+
+    /// Streams an artifact that this node lacks from peers that have it.
+    ///
+    /// # Errors
+    /// When no live peer has it.
+    pub async fn fetch_blob(
+        &self,
+        sha: Sha256,
+        offset: u64,
+    ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static, Error> {
+        artifacts::fetch(&self.inner, sha, offset).await
+    }
+
+    /// What peers and machines reach of this node.
+    pub fn advertise(&self) -> IpAddr {
+        self.inner.options.advertise
+    }
+
+    /// Where this node's peer link listens.
+    pub fn peer_port(&self) -> u16 {
+        self.inner.options.peer_port
+    }
+}

@@ -1,0 +1,150 @@
+//! The listening side of the peer link.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+use super::{KEEP_ALIVE, MESSAGE_BYTES, Service};
+use crate::tls::PeerCertificate;
+use crate::wire::proto::peer_server::PeerServer;
+
+/// Handshakes at a time; more wait in the kernel's queue.
+const HANDSHAKES_MAX: usize = 64;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a connection tells the service about its other end.
+#[derive(Clone)]
+pub struct Origin {
+    /// Present unless it is a joiner.
+    pub certificate: Option<PeerCertificate>,
+}
+
+struct PeerIo(TlsStream<TcpStream>);
+
+impl Connected for PeerIo {
+    type ConnectInfo = Origin;
+
+    fn connect_info(&self) -> Origin {
+        let chain = self.0.get_ref().1.peer_certificates();
+        let leaf = chain.and_then(<[_]>::first).cloned();
+        Origin {
+            certificate: leaf.map(PeerCertificate),
+        }
+    }
+}
+
+impl AsyncRead for PeerIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PeerIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    connections: mpsc::Sender<io::Result<PeerIo>>,
+) {
+    let acceptor = TlsAcceptor::from(tls);
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
+            return;
+        };
+        let tcp = tokio::select! {
+            () = connections.closed() => return,
+            accepted = listener.accept() => match accepted {
+                Ok((tcp, _)) => tcp,
+                Err(error) => {
+                    // Out of file descriptors, for example: others will be closed.
+                    tracing::warn!(%error, "cannot accept a peer connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+        };
+        let (acceptor, connections) = (acceptor.clone(), connections.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            let handshake = async {
+                tcp.set_nodelay(true)?;
+                acceptor.accept(tcp).await
+            };
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                Ok(Ok(stream)) => {
+                    // The server may be stopping.
+                    let _ = connections.send(Ok(PeerIo(stream))).await;
+                }
+                Ok(Err(error)) => {
+                    metrics::counter!("muster_raft_handshakes_failed_total").increment(1);
+                    tracing::debug!(%error, "a peer connection failed its handshake");
+                }
+                Err(_) => {
+                    metrics::counter!("muster_raft_handshakes_failed_total").increment(1);
+                }
+            }
+        });
+    }
+}
+
+/// Serves peers until `stop`.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    service: Service,
+    stop: CancellationToken,
+) {
+    let (sender, connections) = mpsc::channel(HANDSHAKES_MAX);
+    let server = PeerServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE * 2))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE * 2))
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .add_service(server)
+        .serve_with_incoming(ReceiverStream::new(connections));
+    tokio::select! {
+        // Connections do not end by themselves: a peer's streams are meant to last.
+        () = stop.cancelled() => {}
+        result = serving => if let Err(error) = result {
+            tracing::error!(%error, "the peer link stopped");
+        },
+        () = accept(listener, tls, sender) => {}
+    }
+}

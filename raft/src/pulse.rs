@@ -1,0 +1,179 @@
+//! Peers tell each other how they are, on one stream for each direction of dialling.
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use muster_storage::NodeId;
+use tokio::sync::broadcast;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::cluster::Inner;
+use crate::wire::proto;
+use crate::wire::proto::beat::Beat as Kind;
+
+/// Between two statuses.
+const BEAT: Duration = Duration::from_millis(200);
+/// A stream on which nothing arrives for as long as this is given up.
+const STALL: Duration = Duration::from_millis(1500);
+/// Between two attempts to reach a peer, and two looks for silent ones.
+const LOOK: Duration = Duration::from_millis(100);
+/// A gossip message is small or is not sent.
+pub const GOSSIP_MAX: usize = 16 << 10;
+
+fn status(inner: &Inner) -> proto::Beat {
+    let progress = *inner.progress.borrow();
+    let view = inner.view.borrow();
+    let status = proto::Status {
+        revision: progress.revision.0,
+        applied: progress.applied,
+        leader: view.leader.unwrap_or(0),
+        quorum: view.leads_quorum(inner.id.0),
+        version: inner.options.version.clone(),
+        last_log: view.last_log,
+    };
+    proto::Beat {
+        beat: Some(Kind::Status(status)),
+    }
+}
+
+/// Statuses for ever, with what is gossiped in between.
+fn beats(
+    inner: Arc<Inner>,
+    gossip: Option<broadcast::Receiver<bytes::Bytes>>,
+) -> impl Stream<Item = proto::Beat> + Send {
+    let mut ticks = interval(BEAT);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut view = inner.view.clone();
+    view.mark_unchanged();
+    futures::stream::unfold(
+        (inner, ticks, gossip, view),
+        |(inner, mut ticks, mut gossip, mut view)| async move {
+            let beat = loop {
+                let next = async {
+                    match &mut gossip {
+                        Some(gossip) => gossip.recv().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    _ = ticks.tick() => break status(&inner),
+                    said = next => match said {
+                        Ok(bytes) => break proto::Beat { beat: Some(Kind::Gossip(bytes)) },
+                        // Best effort: what was missed is gone.
+                        Err(broadcast::error::RecvError::Lagged(_)) => {}
+                        Err(broadcast::error::RecvError::Closed) => return None,
+                    },
+                    // A new leader is news.
+                    Ok(()) = view.changed() => {
+                        let now = view.borrow_and_update().leader;
+                        if now == Some(inner.id.0) {
+                            break status(&inner);
+                        }
+                    }
+                }
+            };
+            Some((beat, (inner, ticks, gossip, view)))
+        },
+    )
+}
+
+fn take(inner: &Inner, from: u64, beat: proto::Beat) {
+    match beat.beat {
+        Some(Kind::Status(status)) => inner.board.heard(from, status),
+        Some(Kind::Gossip(bytes)) if bytes.len() <= GOSSIP_MAX => {
+            // Nobody may be listening.
+            let _ = inner.gossip_in.send((NodeId(from), bytes));
+        }
+        _ => {}
+    }
+}
+
+/// Answers a peer that dialled.
+pub fn answer(
+    inner: Arc<Inner>,
+    from: u64,
+    mut arriving: Streaming<proto::Beat>,
+) -> Pin<Box<dyn Stream<Item = Result<proto::Beat, Status>> + Send>> {
+    let listener = Arc::clone(&inner);
+    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    inner.spawn(async move {
+        while let Ok(Some(beat)) = arriving.message().await {
+            take(&listener, from, beat);
+        }
+        drop(ended);
+    });
+    Box::pin(beats(inner, None).map(Ok).take_until(end))
+}
+
+/// Keeps a dialler for every other member.
+pub async fn run(inner: Arc<Inner>) {
+    let mut diallers: std::collections::BTreeMap<u64, CancellationToken> = Default::default();
+    let mut ticks = interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = inner.stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        inner.board.refresh();
+        let members: BTreeSet<u64> = inner.members().into_iter().map(|member| member.0).collect();
+        for peer in members.iter().filter(|peer| **peer != inner.id.0) {
+            diallers.entry(*peer).or_insert_with(|| {
+                let stop = inner.stop.child_token();
+                inner.spawn(keep_dialling(Arc::clone(&inner), *peer, stop.clone()));
+                stop
+            });
+        }
+        diallers.retain(|peer, stop| {
+            let present = members.contains(peer);
+            if !present {
+                stop.cancel();
+                inner.board.forget(*peer);
+                inner.links.forget(*peer);
+            }
+            present
+        });
+    }
+}
+
+async fn keep_dialling(inner: Arc<Inner>, peer: u64, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = converse(&inner, peer) => {}
+        }
+        // The stream broke: dial again at once, and take a refusal for death.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+async fn converse(inner: &Arc<Inner>, peer: u64) {
+    let Ok(link) = inner.links.to(peer) else {
+        return;
+    };
+    let mut fast = link.fast;
+    let gossip = inner.gossip_out.subscribe();
+    let call = fast.pulse(beats(Arc::clone(inner), Some(gossip)));
+    let mut arriving = match tokio::time::timeout(STALL, call).await {
+        Ok(Ok(reply)) => reply.into_inner(),
+        Ok(Err(status)) => {
+            if link.gate.refused() {
+                inner.board.refused(peer);
+            }
+            tracing::debug!(peer, %status, "no pulse");
+            return;
+        }
+        Err(_) => return,
+    };
+    while let Ok(Ok(Some(beat))) = tokio::time::timeout(STALL, arriving.message()).await {
+        take(inner, peer, beat);
+    }
+}

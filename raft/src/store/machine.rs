@@ -1,0 +1,303 @@
+//! openraft's state machine: the one place where committed entries become state.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
+
+use futures::{Stream, StreamExt};
+use muster_storage::engine::{Engine, Rows, load_state};
+use muster_storage::{Outcome, Revision, State, schema};
+use muster_storage::state::RowWrite;
+use openraft::entry::RaftEntry;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use prost::Message;
+use tokio::sync::watch;
+
+use super::{Snapshot, note};
+use crate::types::{
+    LogId, Outcomes, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig,
+};
+use crate::wire::proto;
+
+/// Rows written in one batch before their outcomes are told.
+const BATCH_ROWS: usize = 4096;
+
+/// How far this node has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Index of the last applied log entry.
+    pub applied: u64,
+    /// Revision of the state.
+    pub revision: Revision,
+}
+
+/// The state of this node, shared by everyone who reads it.
+pub struct Memory {
+    state: RwLock<State>,
+    progress: watch::Sender<Progress>,
+    rows: Arc<dyn Rows>,
+    snapshots: PathBuf,
+    current: Mutex<Option<Arc<Snapshot>>>,
+}
+
+impl Memory {
+    /// Reads the state as of now. `f` must be short: entries wait for it.
+    pub fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
+        f(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How far this node has come, and a way to wait for more.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Store of the rows, for snapshots that arrive.
+    pub fn rows(&self) -> &Arc<dyn Rows> {
+        &self.rows
+    }
+
+    /// Directory of the snapshots.
+    pub fn snapshots(&self) -> &PathBuf {
+        &self.snapshots
+    }
+
+    fn advance(&self, applied: LogId) {
+        let revision = self.read(State::revision);
+        self.progress.send_replace(Progress {
+            applied: applied.index(),
+            revision,
+        });
+        metrics::gauge!("muster_raft_applied_index").set(applied.index() as f64);
+    }
+
+    fn set_current(&self, snapshot: Arc<Snapshot>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = current.replace(snapshot) {
+            old.retire();
+        }
+    }
+
+    fn build(&self) -> io::Result<RaftSnapshot> {
+        let start = Instant::now();
+        let snapshot = Arc::new(Snapshot::build(&*self.rows, &self.snapshots)?);
+        self.set_current(Arc::clone(&snapshot));
+        metrics::histogram!("muster_raft_snapshot_build_seconds").record(start.elapsed());
+        Ok(RaftSnapshot {
+            meta: snapshot.meta()?,
+            snapshot,
+        })
+    }
+}
+
+/// The state machine that openraft drives.
+pub struct Machine {
+    memory: Arc<Memory>,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+impl Machine {
+    /// Loads the state that the rows of an engine hold. Snapshots live below `snapshots`.
+    pub fn open(engine: &Engine, snapshots: PathBuf) -> io::Result<Self> {
+        let rows = Arc::clone(&engine.rows);
+        let applied = rows.note(note::APPLIED)?;
+        let applied = applied
+            .map(|bytes| proto::LogId::decode(&*bytes))
+            .transpose()
+            .map_err(invalid)?
+            .map(LogId::from);
+        let membership = match rows.note(note::MEMBERSHIP)? {
+            Some(bytes) => proto::StoredMembership::decode(&*bytes)
+                .map_err(invalid)?
+                .try_into()?,
+            None => StoredMembership::default(),
+        };
+        let state = load_state(&*rows).map_err(invalid)?;
+        if let Some(digest) = rows.note(note::DIGEST)?
+            && digest != state.digest().0
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the rows do not have the digest that was written with them; restore this node \
+                 from its peers",
+            ));
+        }
+        let current = Snapshot::find(&snapshots)?.map(Arc::new);
+        let progress = Progress {
+            applied: applied.map_or(0, |id| id.index()),
+            revision: state.revision(),
+        };
+        let memory = Arc::new(Memory {
+            state: RwLock::new(state),
+            progress: watch::Sender::new(progress),
+            rows,
+            snapshots,
+            current: Mutex::new(current),
+        });
+        Ok(Self {
+            memory,
+            applied,
+            membership,
+        })
+    }
+
+    /// The state, for readers.
+    pub fn memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.memory)
+    }
+
+    fn apply_entry(&self, index: u64, bytes: &[u8], rows: &mut Vec<RowWrite>) -> io::Result<Vec<Outcome>> {
+        // What cannot be understood stops the node: skipping it would diverge.
+        let entry = schema::decode_entry(bytes).map_err(invalid)?;
+        let start = Instant::now();
+        let mut state = self
+            .memory
+            .state
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let outcomes = state.apply(Revision::new(index, 0), &entry);
+        rows.append(&mut state.take_rows().map_err(invalid)?);
+        drop(state);
+        metrics::histogram!("muster_raft_apply_seconds").record(start.elapsed());
+        metrics::counter!("muster_raft_proposals_applied_total").increment(outcomes.len() as u64);
+        Ok(outcomes.into_iter().map(|(outcome, _)| outcome).collect())
+    }
+
+    /// Writes rows with the position they belong to, then tells the outcomes.
+    fn flush(
+        &self,
+        rows: &mut Vec<RowWrite>,
+        replies: &mut Vec<(ApplyResponder<TypeConfig>, Outcomes)>,
+    ) -> io::Result<()> {
+        let Some(applied) = &self.applied else {
+            return Ok(());
+        };
+        let digest = self.memory.read(State::digest);
+        self.memory.rows.write(
+            rows,
+            &[
+                (note::APPLIED, proto::LogId::from(applied).encode_to_vec()),
+                (
+                    note::MEMBERSHIP,
+                    proto::StoredMembership::from(&self.membership).encode_to_vec(),
+                ),
+                (note::DIGEST, digest.0.to_vec()),
+            ],
+        )?;
+        rows.clear();
+        self.memory.advance(*applied);
+        for (responder, outcomes) in replies.drain(..) {
+            responder.send(outcomes);
+        }
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = Arc<Snapshot>;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut rows = Vec::new();
+        let mut replies = Vec::new();
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            let outcomes = match &entry.payload {
+                EntryPayload::Blank => Vec::new(),
+                EntryPayload::Normal(bytes) => {
+                    self.apply_entry(entry.index(), &bytes.0, &mut rows)?
+                }
+                EntryPayload::Membership(membership) => {
+                    self.membership =
+                        StoredMembership::new(Some(entry.log_id), membership.clone());
+                    Vec::new()
+                }
+            };
+            self.applied = Some(entry.log_id);
+            replies.extend(responder.map(|responder| (responder, Outcomes(outcomes))));
+            if rows.len() >= BATCH_ROWS {
+                self.flush(&mut rows, &mut replies)?;
+            }
+        }
+        self.flush(&mut rows, &mut replies)
+            .inspect_err(|error| tracing::error!(%error, "cannot write rows; this node stops"))
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder {
+            memory: self.memory(),
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Arc<Snapshot>,
+    ) -> Result<(), io::Error> {
+        let memory = self.memory();
+        let install = move || -> io::Result<()> {
+            let state = snapshot.take_state(&*memory.rows)?;
+            memory.rows.replace(&snapshot.files_dir())?;
+            *memory.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+            snapshot.retire();
+            memory.build().map(drop)
+        };
+        tokio::task::spawn_blocking(install)
+            .await
+            .map_err(io::Error::other)??;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        if let Some(applied) = self.applied {
+            self.memory.advance(applied);
+        }
+        metrics::counter!("muster_raft_snapshots_installed_total").increment(1);
+        tracing::info!(snapshot = %meta, "installed a snapshot");
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot>, io::Error> {
+        let current = self
+            .memory
+            .current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        current
+            .map(|snapshot| {
+                Ok(RaftSnapshot {
+                    meta: snapshot.meta()?,
+                    snapshot,
+                })
+            })
+            .transpose()
+    }
+}
+
+/// Makes snapshots beside the applying of entries.
+pub struct Builder {
+    memory: Arc<Memory>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = Arc<Snapshot>;
+
+    async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
+        let memory = Arc::clone(&self.memory);
+        tokio::task::spawn_blocking(move || memory.build())
+            .await
+            .map_err(io::Error::other)?
+    }
+}

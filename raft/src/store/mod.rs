@@ -1,0 +1,26 @@
+//! openraft's storage traits on [`muster_storage::engine`].
+
+mod log;
+mod machine;
+mod snapshot;
+mod sync;
+
+pub use log::LogStore;
+pub use machine::{Machine, Memory, Progress};
+pub use snapshot::{Receiver, Snapshot};
+
+/// Notes beside rows and log entries.
+mod note {
+    /// Last vote.
+    pub const VOTE: &str = "vote";
+    /// Last log entry known to be committed.
+    pub const COMMITTED: &str = "committed";
+    /// Last log entry that was purged.
+    pub const PURGED: &str = "purged";
+    /// Last log entry whose rows are written.
+    pub const APPLIED: &str = "applied";
+    /// Membership as of that entry.
+    pub const MEMBERSHIP: &str = "membership";
+    /// Digest of the state as of that entry.
+    pub const DIGEST: &str = "digest";
+}

@@ -1,0 +1,95 @@
+//! What openraft last reported, in a form that can be held on to: its own watch must not be
+//! borrowed across anything, or its core stops.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use openraft::{Instant as _, ServerState};
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::sync::watch;
+
+use crate::types::Raft;
+
+/// A leader whose quorum has been silent for as long as this has none.
+const QUORUM_SILENCE: Duration = Duration::from_millis(1000);
+
+/// A node's own view of Raft.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// The leader that this node follows.
+    pub leader: Option<u64>,
+    /// Whether this node leads.
+    pub leading: bool,
+    /// When a quorum last answered this leader.
+    pub quorum_acked: Option<Instant>,
+    /// Those who vote.
+    pub voters: BTreeSet<u64>,
+    /// Everyone in Raft's membership, with an address.
+    pub nodes: BTreeMap<u64, String>,
+    /// Index of the last entry in this node's log.
+    pub last_log: u64,
+    /// Index of the last entry known to be committed.
+    pub committed: u64,
+    /// As leader: what each follower has.
+    pub matched: BTreeMap<u64, u64>,
+    /// Why this node has stopped taking part.
+    pub fault: Option<String>,
+}
+
+impl View {
+    /// Whether this node leads and a quorum has answered it lately.
+    pub fn leads_quorum(&self, me: u64) -> bool {
+        let alone = self.voters.len() == 1 && self.voters.contains(&me);
+        let answered = self
+            .quorum_acked
+            .is_some_and(|at| at.elapsed() < QUORUM_SILENCE);
+        self.leading && (alone || answered)
+    }
+
+    fn read(raft: &Raft) -> Self {
+        let metrics = raft.metrics().borrow_watched().clone();
+        let leading = metrics.state == ServerState::Leader;
+        let membership = metrics.membership_config.membership();
+        Self {
+            leader: metrics.current_leader,
+            leading: leading && metrics.current_leader == Some(metrics.id),
+            quorum_acked: metrics
+                .last_quorum_acked
+                .and_then(|at| Instant::now().checked_sub(at.elapsed())),
+            voters: membership.voter_ids().collect(),
+            nodes: membership
+                .nodes()
+                .map(|(id, address)| (*id, address.0.clone()))
+                .collect(),
+            last_log: metrics.last_log_index.unwrap_or(0),
+            committed: metrics.local_committed.map_or(0, |id| id.index()),
+            matched: metrics
+                .replication
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(id, matched)| (id, matched.map_or(0, |id| id.index())))
+                .collect(),
+            fault: metrics.running_state.err().map(|fatal| fatal.to_string()),
+        }
+    }
+}
+
+/// Keeps the view up to date.
+pub async fn follow(raft: Raft, sender: watch::Sender<View>) {
+    let mut changes = raft.metrics();
+    loop {
+        let view = View::read(&raft);
+        if let Some(fault) = &view.fault {
+            tracing::error!(fault, "raft has stopped on this node");
+        }
+        let stopped = view.fault.is_some();
+        sender.send_if_modified(|known| {
+            let changed = *known != view;
+            *known = view;
+            changed
+        });
+        if stopped || changes.changed().await.is_err() {
+            return;
+        }
+    }
+}

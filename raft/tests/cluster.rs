@@ -1,0 +1,322 @@
+//! Nodes in one process, over loopback TLS, on disks of their own.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::Duration;
+
+use muster_raft::{Cluster, Error, Limits, Options, Role, Start, Timing};
+use muster_storage::command::PutMode;
+use muster_storage::model::{Object, ObjectKind, Profile};
+use muster_storage::{Actor, Command, Effect, Outcome, Proposal, RequestId, Revision};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn options(dir: &Path, name: &str, start: Start) -> Options {
+    Options {
+        data_dir: dir.to_owned(),
+        node_name: name.into(),
+        advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        peer_port: 0,
+        api_port: 1,
+        boot_port: 2,
+        version: "test".into(),
+        start,
+        timing: Timing::default(),
+        limits: Limits::default(),
+        unsafe_no_sync: false,
+    }
+}
+
+fn found() -> Start {
+    Start::Found {
+        admin_password_hash: "hash".into(),
+    }
+}
+
+fn put(name: &str) -> Proposal {
+    let profile: Profile = serde_json::from_value(serde_json::json!({ "name": name })).unwrap();
+    Proposal {
+        request: RequestId(Uuid::new_v4()),
+        actor: Actor("test".into()),
+        if_match: None,
+        command: Command::Put {
+            object: Object::Profile(profile),
+            mode: PutMode::Apply,
+        },
+    }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain until {what}"));
+}
+
+/// Proposes until it is taken; for writes that may be made twice.
+async fn write(cluster: &Cluster, name: &str) -> Outcome {
+    let writing = async {
+        loop {
+            match cluster.propose(put(name)).await {
+                Ok(outcome) => return outcome,
+                Err(Error::Timeout | Error::NoLeader) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, writing).await.expect("a write")
+}
+
+fn has(cluster: &Cluster, name: &str) -> bool {
+    cluster.read(|state| state.object(ObjectKind::Profile, name).is_some())
+}
+
+fn voters(cluster: &Cluster) -> usize {
+    let nodes = cluster.status().nodes;
+    nodes.iter().filter(|node| node.role == Role::Voter).count()
+}
+
+struct Three {
+    dirs: Vec<TempDir>,
+    nodes: Vec<Cluster>,
+    limits: Limits,
+}
+
+impl Three {
+    async fn start() -> Self {
+        Self::with(Limits::default()).await
+    }
+
+    async fn with(limits: Limits) -> Self {
+        let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+        let mut first = options(dirs[0].path(), "n0", found());
+        first.limits = limits;
+        let founder = Cluster::start(first).await.unwrap();
+        let token = founder
+            .join_token(Duration::from_secs(3600), Actor("test".into()))
+            .await
+            .unwrap();
+        let peers = vec![format!("127.0.0.1:{}", founder.peer_port())];
+        let joining = (1..3).map(|i| {
+            let start = Start::Join {
+                peers: peers.clone(),
+                token: token.clone(),
+            };
+            let mut options = options(dirs[i].path(), &format!("n{i}"), start);
+            options.limits = limits;
+            Cluster::start(options)
+        });
+        let mut nodes = vec![founder];
+        // Both at once: joins queue.
+        for joined in futures::future::join_all(joining).await {
+            nodes.push(joined.unwrap());
+        }
+        let three = Self {
+            dirs,
+            nodes,
+            limits,
+        };
+        for node in &three.nodes {
+            until("all vote", || voters(node) == 3 && node.has_quorum()).await;
+        }
+        three
+    }
+
+    async fn restart(&mut self, i: usize) {
+        let name = format!("n{i}");
+        let mut options = options(self.dirs[i].path(), &name, Start::Resume);
+        options.limits = self.limits;
+        self.nodes[i] = Cluster::start(options).await.unwrap();
+    }
+
+    fn leader(&self) -> usize {
+        self.nodes.iter().position(Cluster::is_leader).unwrap()
+    }
+
+    async fn agree(&self) {
+        let digests = || -> Vec<_> {
+            self.nodes
+                .iter()
+                .map(|node| node.read(|state| (state.revision(), state.digest())))
+                .collect()
+        };
+        until("all have the same state", || {
+            let digests = digests();
+            digests.iter().all(|digest| *digest == digests[0])
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn solo_proposes_reads_and_follows() {
+    let cluster = Cluster::solo().await;
+    let mut follow = cluster.follow(cluster.read(muster_storage::State::revision));
+    let outcome = cluster.propose(put("a")).await.unwrap();
+    assert!(matches!(outcome.result, Ok(Effect::Stored { created: true, .. })));
+    assert!(cluster.read_linear(|state| state.object(ObjectKind::Profile, "a").is_some()).await.unwrap());
+    let changes = loop {
+        let changes = follow.next().await.unwrap();
+        if changes.iter().any(|change| change.revision == outcome.revision) {
+            break changes;
+        }
+    };
+    assert_eq!(changes.last().unwrap().subject.key(), "a");
+    assert!(cluster.is_leader() && cluster.has_quorum());
+    assert_eq!(cluster.applied_by_all(), Some(Revision::new(outcome.revision.log_index(), 0)));
+    until("it has caught up", || cluster.caught_up_once()).await;
+    cluster.drain_and_stop().await;
+    assert!(matches!(cluster.propose(put("b")).await, Err(Error::Stopped(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_proposals_share_entries() {
+    let cluster = Cluster::solo().await;
+    let names: Vec<String> = (0..2000).map(|i| format!("p{i}")).collect();
+    let outcomes = futures::future::join_all(names.iter().map(|name| cluster.propose(put(name)))).await;
+    let mut revisions: Vec<u64> = outcomes.into_iter().map(|o| o.unwrap().revision.0).collect();
+    revisions.sort_unstable();
+    revisions.dedup();
+    assert_eq!(revisions.len(), 2000);
+    let entries = revisions.last().unwrap() / 256 - revisions[0] / 256;
+    assert!(entries < 500, "2000 proposals took {entries} entries");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_replicate_lose_their_leader_and_restart() {
+    let mut three = Three::start().await;
+    for i in 0..3 {
+        let name = format!("from-n{i}");
+        let outcome = write(&three.nodes[i], &name).await;
+        assert!(outcome.result.is_ok());
+        for node in &three.nodes {
+            node.applied(outcome.revision).await;
+            assert!(has(node, &name));
+            assert!(node.read_linear(|state| state.object(ObjectKind::Profile, &name).is_some()).await.unwrap());
+        }
+    }
+    three.agree().await;
+
+    let leader = three.leader();
+    three.nodes[leader].stop().await;
+    let other = (leader + 1) % 3;
+    let started = std::time::Instant::now();
+    write(&three.nodes[other], "after-loss").await;
+    println!("a write went through {:?} after the leader stopped", started.elapsed());
+    until("the dead one is seen as dead", || {
+        let status = three.nodes[other].status();
+        status.nodes.iter().filter(|node| !node.live).count() == 1
+    })
+    .await;
+
+    three.restart(leader).await;
+    until("it has what it missed", || has(&three.nodes[leader], "after-loss")).await;
+    three.agree().await;
+
+    for node in &three.nodes {
+        node.stop().await;
+    }
+    for i in 0..3 {
+        three.restart(i).await;
+    }
+    write(&three.nodes[0], "after-restart").await;
+    for node in &three.nodes {
+        until("all is there", || has(node, "from-n2") && has(node, "after-restart")).await;
+    }
+    three.agree().await;
+    for node in &three.nodes {
+        node.drain_and_stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_token_is_refused() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let founder = Cluster::start(options(dirs[0].path(), "a", found())).await.unwrap();
+    let good = founder
+        .join_token(Duration::from_secs(60), Actor("test".into()))
+        .await
+        .unwrap();
+    founder
+        .propose(Proposal {
+            command: Command::RevokeJoinTokens,
+            ..put("unused")
+        })
+        .await
+        .unwrap();
+    let start = Start::Join {
+        peers: vec![format!("127.0.0.1:{}", founder.peer_port())],
+        token: good,
+    };
+    let refused = Cluster::start(options(dirs[1].path(), "b", start)).await;
+    assert!(matches!(refused.err(), Some(Error::TokenRefused)));
+    assert!(!muster_raft::belongs_to_cluster(dirs[1].path()).unwrap());
+    let resumed = Cluster::start(options(dirs[1].path(), "b", Start::Resume)).await;
+    assert!(matches!(resumed.err(), Some(Error::NoCluster(_))));
+    founder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_is_handed_over_before_a_stop() {
+    let three = Three::start().await;
+    let leader = three.leader();
+    let other = &three.nodes[(leader + 1) % 3];
+    let started = std::time::Instant::now();
+    three.nodes[leader].drain_and_stop().await;
+    write(other, "after-drain").await;
+    println!("a write went through {:?} after the drain began", started.elapsed());
+    for node in &three.nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_gets_a_snapshot() {
+    let mut three = Three::with(Limits {
+        snapshot_every: 50,
+        keep: 10,
+    })
+    .await;
+    let away = (three.leader() + 1) % 3;
+    three.nodes[away].stop().await;
+    let writer = three.leader();
+    for i in 0..300 {
+        write(&three.nodes[writer], &format!("p{i}")).await;
+    }
+    three.restart(away).await;
+    until("it has caught up", || has(&three.nodes[away], "p299")).await;
+    three.agree().await;
+    write(&three.nodes[away], "after-snapshot").await;
+    three.agree().await;
+    // What came by snapshot is on the disk.
+    three.nodes[away].stop().await;
+    three.restart(away).await;
+    assert!(has(&three.nodes[away], "p299"));
+    three.agree().await;
+    for node in &three.nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_is_out() {
+    let three = Three::start().await;
+    let leader = three.leader();
+    let gone = (leader + 1) % 3;
+    let id = three.nodes[gone].node_id();
+    three.nodes[leader].remove(&format!("n{gone}")).await.unwrap();
+    let status = three.nodes[leader].status();
+    assert!(status.nodes.iter().all(|node| node.id != id));
+    write(&three.nodes[leader], "without-it").await;
+    assert!(matches!(three.nodes[leader].remove("nobody").await, Err(Error::NoSuchNode(_))));
+    for node in &three.nodes {
+        node.stop().await;
+    }
+}

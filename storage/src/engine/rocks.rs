@@ -1,0 +1,487 @@
+//! Log and rows on RocksDB, one database each: their write-ahead logs must not share a sync.
+//!
+//! Each uses a single column family, so that what survives a power cut is always a prefix of what
+//! was written.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::{Range, RangeInclusive};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{
+    DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions,
+    WriteBatch,
+};
+
+use super::{Log, Pair, Rows};
+use crate::state::RowWrite;
+
+/// Entries stand under this octet and their index, big endian.
+const ENTRY: u8 = b'e';
+/// Notes stand under this octet and their name. It sorts after the octets of all row tables.
+const NOTE: u8 = 0xff;
+/// Where the log begins; written with every purge, so that no scan crosses tombstones.
+const FIRST: &str = "first";
+/// Layout of a stored entry: this octet, CRC-32 of the rest (big endian), the rest.
+const FRAME: u8 = 1;
+
+fn failed(error: rocksdb::Error) -> io::Error {
+    let kind = match error.kind() {
+        rocksdb::ErrorKind::Corruption => io::ErrorKind::InvalidData,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}
+
+fn note_key(name: &str) -> Vec<u8> {
+    [&[NOTE], name.as_bytes()].concat()
+}
+
+fn entry_key(index: u64) -> [u8; 9] {
+    let mut key = [ENTRY; 9];
+    key[1..].copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+fn entry_index(key: &[u8]) -> io::Result<u64> {
+    match key.split_first() {
+        Some((&ENTRY, index)) if index.len() == 8 => {
+            Ok(index.iter().fold(0, |sum, octet| sum << 8 | u64::from(*octet)))
+        }
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the log holds an unknown key {}", hex::encode(key)),
+        )),
+    }
+}
+
+fn frame(bytes: &[u8]) -> Vec<u8> {
+    let mut framed = Vec::with_capacity(bytes.len() + 5);
+    framed.push(FRAME);
+    framed.extend_from_slice(&crc32fast::hash(bytes).to_be_bytes());
+    framed.extend_from_slice(bytes);
+    framed
+}
+
+fn unframe(index: u64, framed: &[u8]) -> io::Result<Vec<u8>> {
+    let damaged = |what: &str| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("log entry {index} {what}"),
+        )
+    };
+    let (version, rest) = framed
+        .split_first()
+        .ok_or_else(|| damaged("is empty; restore this node from its peers"))?;
+    if *version != FRAME {
+        return Err(damaged("was written by a newer muster; start that one"));
+    }
+    let (crc, bytes) = rest
+        .split_first_chunk::<4>()
+        .ok_or_else(|| damaged("is cut short; restore this node from its peers"))?;
+    if u32::from_be_bytes(*crc) != crc32fast::hash(bytes) {
+        return Err(damaged("is damaged (checksum); restore this node from its peers"));
+    }
+    Ok(bytes.to_vec())
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(1 << 20);
+    options.set_write_buffer_size(32 << 20);
+    options.set_max_background_jobs(2);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options
+}
+
+/// Makes a rename or a new file in `dir` durable.
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// A [`Log`] on RocksDB.
+pub struct RocksLog {
+    db: DB,
+    first: AtomicU64,
+}
+
+impl RocksLog {
+    /// Opens or creates the log in `path` and checks that it has no hole.
+    ///
+    /// # Errors
+    /// When the disk fails, the log is damaged, or another process holds it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let mut options = options();
+        // An unfinished write at the very end was never promised; damage before that is fatal.
+        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        let db = DB::open(&options, path).map_err(failed)?;
+        let first = match db.get(note_key(FIRST)).map_err(failed)? {
+            Some(value) => value
+                .first_chunk::<8>()
+                .map_or(0, |octets| u64::from_be_bytes(*octets)),
+            None => 0,
+        };
+        let log = Self {
+            db,
+            first: AtomicU64::new(first),
+        };
+        log.check_contiguous()?;
+        Ok(log)
+    }
+
+    fn check_contiguous(&self) -> io::Result<()> {
+        let mut expected = None;
+        for item in self.entries(0, u64::MAX) {
+            let (key, _) = item.map_err(failed)?;
+            let index = entry_index(&key)?;
+            if expected.is_some_and(|expected| expected != index) {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("the log has a hole before entry {index}; restore this node from its peers"),
+                ));
+            }
+            expected = index.checked_add(1);
+        }
+        Ok(())
+    }
+
+    fn entries(&self, start: u64, end: u64) -> rocksdb::DBIterator<'_> {
+        let start = entry_key(start.max(self.first.load(Ordering::Acquire)));
+        let mut read = ReadOptions::default();
+        read.set_iterate_upper_bound(entry_key(end).to_vec());
+        self.db
+            .iterator_opt(IteratorMode::From(&start, Direction::Forward), read)
+    }
+}
+
+impl Log for RocksLog {
+    fn bounds(&self) -> io::Result<Option<RangeInclusive<u64>>> {
+        let Some(first) = self.entries(0, u64::MAX).next() else {
+            return Ok(None);
+        };
+        let first = entry_index(&first.map_err(failed)?.0)?;
+        let mut read = ReadOptions::default();
+        read.set_iterate_lower_bound(entry_key(first).to_vec());
+        let end = entry_key(u64::MAX);
+        let mut back = self
+            .db
+            .iterator_opt(IteratorMode::From(&end, Direction::Reverse), read);
+        match back.next() {
+            Some(last) => Ok(Some(first..=entry_index(&last.map_err(failed)?.0)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        let mut entries = Vec::new();
+        let mut size = 0usize;
+        if range.is_empty() {
+            return Ok(entries);
+        }
+        for item in self.entries(range.start, range.end) {
+            let (key, value) = item.map_err(failed)?;
+            size = size.saturating_add(value.len());
+            if size > max_bytes && !entries.is_empty() {
+                break;
+            }
+            let index = entry_index(&key)?;
+            entries.push((index, unframe(index, &value)?));
+        }
+        Ok(entries)
+    }
+
+    fn append(&self, entries: &[(u64, Vec<u8>)]) -> io::Result<()> {
+        let mut batch = WriteBatch::default();
+        for (index, value) in entries {
+            batch.put(entry_key(*index), frame(value));
+        }
+        self.db.write(batch).map_err(failed)
+    }
+
+    fn truncate(&self, first: u64) -> io::Result<()> {
+        let mut batch = WriteBatch::default();
+        batch.delete_range(entry_key(first), entry_key(u64::MAX));
+        self.db.write(batch).map_err(failed)
+    }
+
+    fn purge(&self, last: u64, (name, value): (&str, &[u8])) -> io::Result<()> {
+        let first = last.saturating_add(1);
+        let mut batch = WriteBatch::default();
+        batch.delete_range(entry_key(0), entry_key(first));
+        batch.put(note_key(FIRST), first.to_be_bytes());
+        batch.put(note_key(name), value);
+        self.db.write(batch).map_err(failed)?;
+        self.first.fetch_max(first, Ordering::AcqRel);
+        // Whole files give their space back at once; the rest goes with compaction.
+        self.db
+            .delete_file_in_range(entry_key(0), entry_key(last))
+            .map_err(failed)
+    }
+
+    fn note(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.db.get(note_key(name)).map_err(failed)
+    }
+
+    fn set_note(&self, name: &str, value: &[u8]) -> io::Result<()> {
+        self.db.put(note_key(name), value).map_err(failed)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.db.flush_wal(true).map_err(failed)
+    }
+}
+
+/// [`Rows`] on RocksDB.
+pub struct RocksRows {
+    path: PathBuf,
+    db: RwLock<Option<DB>>,
+}
+
+impl RocksRows {
+    /// Opens or creates the rows in `path`; finishes a replacement that a crash interrupted.
+    ///
+    /// # Errors
+    /// When the disk fails, or another process holds them.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let rows = Self {
+            path: path.to_owned(),
+            db: RwLock::new(None),
+        };
+        rows.finish_replacement()?;
+        *rows.db.write().unwrap_or_else(PoisonError::into_inner) = Some(Self::open_db(path)?);
+        Ok(rows)
+    }
+
+    fn open_db(path: &Path) -> io::Result<DB> {
+        let mut options = options();
+        // The log replays what a power cut takes from the end.
+        options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+        DB::open(&options, path).map_err(failed)
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(suffix);
+        name.into()
+    }
+
+    /// A complete copy beside the rows is the intent to use it: whatever step was reached, going on
+    /// leads to the new rows.
+    fn finish_replacement(&self) -> io::Result<()> {
+        let (new, old) = (self.beside(".new"), self.beside(".old"));
+        if new.exists() {
+            if self.path.exists() {
+                if old.exists() {
+                    fs::remove_dir_all(&old)?;
+                }
+                fs::rename(&self.path, &old)?;
+            }
+            fs::rename(&new, &self.path)?;
+            if let Some(parent) = self.path.parent() {
+                sync_dir(parent)?;
+            }
+        }
+        if old.exists() {
+            fs::remove_dir_all(&old)?;
+        }
+        Ok(())
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&DB) -> io::Result<T>) -> io::Result<T> {
+        let guard: RwLockReadGuard<'_, _> =
+            self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let db = guard
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the rows are closed after a failed replacement"))?;
+        f(db)
+    }
+}
+
+impl Rows for RocksRows {
+    fn write(&self, rows: &[RowWrite], notes: &[(&str, Vec<u8>)]) -> io::Result<()> {
+        let mut batch = WriteBatch::default();
+        for row in rows {
+            match &row.value {
+                Some(value) => batch.put(&row.key, value),
+                None => batch.delete(&row.key),
+            }
+        }
+        for (name, value) in notes {
+            batch.put(note_key(name), value);
+        }
+        self.with(|db| db.write(batch).map_err(failed))
+    }
+
+    fn page(&self, after: Option<&[u8]>, count: usize) -> io::Result<Vec<Pair>> {
+        self.with(|db| {
+            let mut read = ReadOptions::default();
+            read.set_iterate_upper_bound(vec![NOTE]);
+            // The least key after `after` is `after` with a zero octet behind it.
+            let start = after.map(|after| [after, &[0]].concat()).unwrap_or_default();
+            db.iterator_opt(IteratorMode::From(&start, Direction::Forward), read)
+                .take(count)
+                .map(|item| {
+                    let (key, value) = item.map_err(failed)?;
+                    Ok((key.into_vec(), value.into_vec()))
+                })
+                .collect()
+        })
+    }
+
+    fn note(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.with(|db| db.get(note_key(name)).map_err(failed))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.with(|db| db.flush_wal(true).map_err(failed))
+    }
+
+    fn checkpoint(&self, dir: &Path) -> io::Result<()> {
+        self.with(|db| {
+            Checkpoint::new(db)
+                .and_then(|checkpoint| checkpoint.create_checkpoint(dir))
+                .map_err(failed)
+        })
+    }
+
+    fn open_checkpoint(&self, dir: &Path) -> io::Result<Box<dyn Rows>> {
+        let db = DB::open_for_read_only(&Options::default(), dir, false).map_err(failed)?;
+        Ok(Box::new(Self {
+            path: dir.to_owned(),
+            db: RwLock::new(Some(db)),
+        }))
+    }
+
+    fn replace(&self, dir: &Path) -> io::Result<()> {
+        let mut guard = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        // Durable before the rename that declares it complete.
+        for file in fs::read_dir(dir)? {
+            File::open(file?.path())?.sync_all()?;
+        }
+        sync_dir(dir)?;
+        *guard = None;
+        fs::rename(dir, self.beside(".new"))?;
+        if let Some(parent) = self.path.parent() {
+            sync_dir(parent)?;
+        }
+        self.finish_replacement()?;
+        *guard = Some(Self::open_db(&self.path)?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn log_contract(log: &dyn Log) {
+        assert_eq!(log.bounds().unwrap(), None);
+        let entry = |index: u64| (index, vec![u8::try_from(index % 251).unwrap(); 100]);
+        log.append(&(5..15).map(entry).collect::<Vec<_>>()).unwrap();
+        assert_eq!(log.bounds().unwrap(), Some(5..=14));
+        assert_eq!(log.read(7..9, usize::MAX).unwrap(), [entry(7), entry(8)]);
+        assert_eq!(log.read(7..15, 0).unwrap(), [entry(7)]);
+        assert_eq!(log.read(0..100, usize::MAX).unwrap().len(), 10);
+        log.truncate(12).unwrap();
+        assert_eq!(log.bounds().unwrap(), Some(5..=11));
+        log.append(&[(12, vec![9])]).unwrap();
+        log.purge(8, ("purged", b"x")).unwrap();
+        assert_eq!(log.bounds().unwrap(), Some(9..=12));
+        assert_eq!(log.note("purged").unwrap().as_deref(), Some(&b"x"[..]));
+        log.set_note("vote", b"v").unwrap();
+        log.sync().unwrap();
+        assert_eq!(log.note("vote").unwrap().as_deref(), Some(&b"v"[..]));
+        log.purge(12, ("purged", b"y")).unwrap();
+        assert_eq!(log.bounds().unwrap(), None);
+    }
+
+    fn put(key: &[u8], value: &[u8]) -> RowWrite {
+        RowWrite {
+            key: key.to_vec(),
+            value: Some(value.to_vec()),
+        }
+    }
+
+    pub fn rows_contract(rows: &dyn Rows) {
+        rows.write(
+            &[put(&[1], b"a"), put(&[1, 0], b"b"), put(&[9, 9], b"c")],
+            &[("applied", vec![7])],
+        )
+        .unwrap();
+        let page = rows.page(None, 2).unwrap();
+        assert_eq!(page.len(), 2);
+        let rest = rows.page(Some(&page[1].0), 10).unwrap();
+        assert_eq!(rest, [(vec![9, 9], b"c".to_vec())]);
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("copy");
+        rows.checkpoint(&copy).unwrap();
+        rows.write(
+            &[RowWrite {
+                key: vec![1],
+                value: None,
+            }],
+            &[("applied", vec![8])],
+        )
+        .unwrap();
+        {
+            let old = rows.open_checkpoint(&copy).unwrap();
+            assert_eq!(old.page(None, 10).unwrap().len(), 3);
+            assert_eq!(old.note("applied").unwrap(), Some(vec![7]));
+        }
+        rows.replace(&copy).unwrap();
+        assert_eq!(rows.page(None, 10).unwrap().len(), 3);
+        assert_eq!(rows.note("applied").unwrap(), Some(vec![7]));
+        assert!(!copy.exists());
+        rows.write(&[put(&[2], b"after")], &[]).unwrap();
+        rows.sync().unwrap();
+    }
+
+    #[test]
+    fn keeps_the_contract_of_a_log() {
+        let dir = tempfile::tempdir().unwrap();
+        log_contract(&RocksLog::open(dir.path()).unwrap());
+        let reopened = RocksLog::open(dir.path()).unwrap();
+        assert_eq!(reopened.bounds().unwrap(), None);
+        assert_eq!(reopened.note("purged").unwrap().as_deref(), Some(&b"y"[..]));
+    }
+
+    #[test]
+    fn keeps_the_contract_of_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        rows_contract(&RocksRows::open(&dir.path().join("state")).unwrap());
+    }
+
+    #[test]
+    fn refuses_a_log_with_a_hole_or_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let log = RocksLog::open(dir.path()).unwrap();
+            log.append(&[(1, vec![1]), (2, vec![2])]).unwrap();
+            log.db.put(entry_key(2), b"\x01\0\0\0\0damaged").unwrap();
+            let error = log.read(1..3, usize::MAX).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            log.append(&[(4, vec![4])]).unwrap();
+        }
+        assert!(RocksLog::open(dir.path()).is_err());
+    }
+
+    #[test]
+    fn finishes_an_interrupted_replacement() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        {
+            let rows = RocksRows::open(&path).unwrap();
+            rows.write(&[put(&[1], b"new")], &[]).unwrap();
+            rows.checkpoint(&dir.path().join("state.new")).unwrap();
+            rows.write(&[put(&[1], b"old")], &[]).unwrap();
+        }
+        let rows = RocksRows::open(&path).unwrap();
+        assert_eq!(rows.page(None, 9).unwrap(), [(vec![1], b"new".to_vec())]);
+    }
+}
