@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod dhcp;
 pub mod notify;
+pub mod reconcile;
 pub mod serve;
 pub mod telemetry;
 pub mod tftp;

@@ -11,8 +11,7 @@ use muster_storage::command::{Bind, Client, Command, Effect, Outcome};
 use muster_storage::model::{Lease, LeaseState, NodeId, Subnet, SubnetMode, Timestamp};
 use muster_storage::state::{Grant, State};
 
-use super::firmware::{self, Boot, Overrides};
-use super::options;
+use super::parameters;
 use super::reply::Reply;
 use super::request::Request;
 
@@ -419,7 +418,7 @@ impl Case<'_> {
     }
 
     fn boot_only(&self, kind: MessageType) -> Action {
-        match self.boot(true) {
+        match parameters::boot(self.request, self.subnet, self.view, true) {
             None => Action::Silent(Reason::NotForProxy),
             boot => self.send(Reply {
                 kind,
@@ -528,94 +527,9 @@ impl Case<'_> {
             server_id: self.own,
             yiaddr,
             lease_secs,
-            boot: self.boot(false),
-            parameters: self.parameters(),
+            boot: parameters::boot(self.request, self.subnet, self.view, false),
+            parameters: parameters::network(self.state, self.request, self.subnet, self.view),
             message: None,
-        }
-    }
-
-    /// Boot data, with what the subnet overrides; only for clients that ask for it.
-    fn boot(&self, proxy: bool) -> Option<Boot> {
-        let text = |code: u8| {
-            let (_, value) = self
-                .subnet
-                .options
-                .iter()
-                .find(|(key, _)| options::code_of(key) == Ok(code))?;
-            self.rendered(value).ok()
-        };
-        let overrides = Overrides {
-            next_server: self.subnet.next_server,
-            server_name: text(66),
-            file: text(67),
-        };
-        let view = self.view;
-        firmware::boot(
-            self.request,
-            view.address,
-            view.boot_port,
-            &overrides,
-            proxy,
-        )
-    }
-
-    /// Network parameters of the subnet by code; an option that cannot be sent is left out, so
-    /// that it does not take the others down.
-    fn parameters(&self) -> BTreeMap<u8, Vec<u8>> {
-        let subnet = self.subnet;
-        let addresses = |list: &[Ipv4Addr]| -> Vec<u8> {
-            list.iter().flat_map(|address| address.octets()).collect()
-        };
-        let mut parameters = BTreeMap::from([
-            (1, subnet.cidr.netmask().octets().to_vec()),
-            (28, subnet.cidr.broadcast().octets().to_vec()),
-            (3, addresses(&subnet.routers)),
-            (6, addresses(&subnet.dns_servers)),
-            (
-                15,
-                subnet.domain_name.clone().unwrap_or_default().into_bytes(),
-            ),
-        ]);
-        let machine = self
-            .request
-            .client
-            .mac
-            .and_then(|mac| self.state.machine_with_mac(mac));
-        if let Some(machine) = machine {
-            parameters.insert(12, machine.name.clone().into_bytes());
-        }
-        for (key, value) in &subnet.options {
-            let option = options::code_of(key).and_then(|code| {
-                Ok((
-                    code,
-                    options::encode(code, &self.rendered_for(code, value)?)?,
-                ))
-            });
-            match option {
-                // Boot data, which only boot clients get.
-                Ok((66 | 67, _)) => {}
-                Ok((code, value)) => {
-                    parameters.insert(code, value);
-                }
-                Err(problem) => {
-                    tracing::debug!(subnet = subnet.name, %problem, "option is left out");
-                }
-            }
-        }
-        parameters.retain(|_, value| !value.is_empty());
-        parameters
-    }
-
-    fn rendered_for(&self, code: u8, value: &str) -> Result<String, options::BadOption> {
-        self.rendered(value)
-            .map_err(|problem| options::BadOption::Template { code, problem })
-    }
-
-    fn rendered(&self, value: &str) -> Result<String, String> {
-        if value.contains("{{") || value.contains("{%") {
-            (self.view.render)(value)
-        } else {
-            Ok(value.to_owned())
         }
     }
 }

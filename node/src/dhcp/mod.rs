@@ -4,13 +4,16 @@
 //! all three are pure. `service` is the shell around them, [`serve`] its life.
 
 mod clock;
+mod counters;
 pub mod decide;
 pub mod firmware;
 mod frame;
 pub mod interfaces;
 pub mod offers;
 pub mod options;
+mod parameters;
 pub mod rank;
+mod rendering;
 pub mod reply;
 pub mod request;
 mod service;

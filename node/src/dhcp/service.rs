@@ -10,13 +10,15 @@ use muster_raft::Cluster;
 use muster_storage::model::{NodeId, Timestamp};
 use muster_storage::state::State;
 use muster_storage::{Actor, Command, Outcome, Proposal, RequestId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::Options;
 use super::clock::Clock;
+use super::counters;
 use super::decide::{Action, PeerView, Reason, conclude, decide, honoured};
 use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, client_hash};
 use super::rank;
+use super::rendering::{self, Rendered};
 use super::reply::Reply;
 use super::request::{Arrival, Request};
 use super::socket::{Link, Port};
@@ -43,6 +45,8 @@ pub struct Service {
     actor: Actor,
     options: Options,
     recent: Mutex<Recent>,
+    /// Peers that are there.
+    live: watch::Receiver<Vec<u64>>,
     clock: Clock,
     waiting: Arc<Semaphore>,
 }
@@ -54,6 +58,7 @@ struct Exchange {
     link: Arc<Link>,
     hash: ExchangeHash,
     received: Instant,
+    rendered: Arc<Rendered>,
 }
 
 /// What the cluster looks like to this node, read once for a batch.
@@ -74,6 +79,8 @@ enum Verdict {
     },
     /// Others come first.
     After(Duration),
+    /// Options have to be rendered first.
+    Render,
 }
 
 impl Service {
@@ -81,6 +88,7 @@ impl Service {
         Arc::new(Self {
             node: cluster.node_id(),
             actor: Actor(format!("node:{}", cluster.node_name())),
+            live: cluster.live_changed(),
             cluster,
             options,
             recent: Mutex::default(),
@@ -114,10 +122,11 @@ impl Service {
                     request: Arc::new(request),
                     link: Arc::clone(link),
                     received,
+                    rendered: Arc::default(),
                 }),
                 Err(malformed) => {
                     tracing::debug!(interface = link.name, %malformed, "packet dropped");
-                    count_dropped(malformed.label());
+                    counters::dropped(malformed.label());
                     None
                 }
             })
@@ -131,7 +140,7 @@ impl Service {
         });
         let mut notices = Vec::new();
         for (exchange, verdict) in exchanges.into_iter().zip(verdicts) {
-            count_received(exchange.request.kind);
+            counters::received(exchange.request.kind);
             match verdict {
                 Verdict::Now {
                     action: Action::Reply(reply),
@@ -155,6 +164,11 @@ impl Service {
                         service.after_others(exchange, delay).await;
                     });
                 }
+                Verdict::Render => {
+                    self.wait(exchange.clone(), move |service| async move {
+                        service.look_and_finish(exchange).await;
+                    });
+                }
             }
         }
         self.tell(&notices);
@@ -170,7 +184,7 @@ impl Service {
         let first_to_go = exchange.request.kind == MessageType::Discover;
         let place = match Arc::clone(&self.waiting).try_acquire_owned() {
             Ok(place) if !(scarce && first_to_go) => place,
-            _ => return count_dropped("overload"),
+            _ => return counters::dropped("overload"),
         };
         let service = Arc::clone(self);
         tokio::spawn(async move {
@@ -187,6 +201,18 @@ impl Service {
         }
         if self.progress(&exchange) == Some(Progress::Answered) {
             return silent(&exchange, Reason::Answered);
+        }
+        self.look_and_finish(exchange).await;
+    }
+
+    /// Decides one packet by itself.
+    async fn look_and_finish(self: Arc<Self>, mut exchange: Exchange) {
+        if self
+            .cluster
+            .read(|state| rendering::needed(state, &exchange.request))
+        {
+            let rendered = rendering::render(&self.cluster, &exchange.request).await;
+            exchange.rendered = Arc::new(rendered);
         }
         let (action, source, client) = self.look(&exchange, false);
         match action {
@@ -243,6 +269,9 @@ impl Service {
         source: Ipv4Addr,
         notices: &mut Vec<Notice>,
     ) {
+        if self.progress(exchange).is_none() {
+            self.tell(&[Notice::Exchange(exchange.hash, Progress::Proposed)]);
+        }
         let proposal = Proposal {
             request: RequestId(uuid::Uuid::new_v4()),
             actor: self.actor.clone(),
@@ -254,9 +283,9 @@ impl Service {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(problem)) => {
                 tracing::debug!(%problem, "not committed");
-                return count_dropped("not_committed");
+                return counters::dropped("not_committed");
             }
-            Err(_) => return count_dropped("commit_timeout"),
+            Err(_) => return counters::dropped("commit_timeout"),
         };
         let standing = self.standing();
         let reply = self.cluster.read(|state| {
@@ -269,8 +298,7 @@ impl Service {
             Ok(None) => notices.push(Notice::Exchange(exchange.hash, Progress::Answered)),
             Err(reason) => {
                 if let Err(rejection) = &outcome.result {
-                    let code = rejection.code();
-                    metrics::counter!("muster_dhcp_rejected_total", "code" => code).increment(1);
+                    counters::rejected(rejection);
                 }
                 silent(exchange, reason);
             }
@@ -289,6 +317,7 @@ impl Service {
             Some(rank) if rank > 0 && !again => {
                 Verdict::After(rank::delay(rank, request.relayed()))
             }
+            _ if rendering::needed(state, request) => Verdict::Render,
             // A node without a rank has no identifier here either: `decide` says so.
             _ => self.verdict(state, standing, exchange, false),
         }
@@ -340,7 +369,7 @@ impl Service {
                 source,
                 client,
             } => (action, source, client),
-            Verdict::After(_) => (
+            Verdict::After(_) | Verdict::Render => (
                 Action::Silent(Reason::Answered),
                 Ipv4Addr::UNSPECIFIED,
                 None,
@@ -394,7 +423,10 @@ impl Service {
             caught_up: standing.caught_up,
             confirmed,
             avoid: &|address| self.recent().offered_to_other(address, client, now),
-            render: &|_| Err("templates in options are not rendered yet".to_owned()),
+            render: &|text| {
+                let rendered = exchange.rendered.get(text).cloned();
+                rendered.unwrap_or_else(|| Err("changed while it was rendered".to_owned()))
+            },
         })
     }
 
@@ -422,13 +454,7 @@ impl Service {
             now,
             quorum,
             caught_up: self.cluster.caught_up_once() && steady,
-            live: self
-                .cluster
-                .peers()
-                .into_iter()
-                .filter(|peer| peer.live)
-                .map(|peer| peer.id)
-                .collect(),
+            live: self.live.borrow().iter().copied().map(NodeId).collect(),
         }
     }
 
@@ -449,23 +475,19 @@ impl Service {
         let destination = reply.destination(request);
         if let Err(problem) = exchange.link.send(port, source, destination, &bytes) {
             tracing::debug!(?destination, %problem, "reply not sent");
-            return count_dropped("send_failed");
+            return counters::dropped("send_failed");
         }
-        let now = Instant::now();
         if let (MessageType::Offer, Some(client), false) =
             (reply.kind, client, reply.yiaddr.is_unspecified())
         {
             notices.push(Notice::Offered(reply.yiaddr, client));
         }
         notices.push(Notice::Exchange(exchange.hash, Progress::Answered));
-        let kind = kind_label(reply.kind);
-        metrics::counter!("muster_dhcp_sent_total", "type" => kind).increment(1);
-        metrics::histogram!("muster_dhcp_answer_seconds", "type" => kind)
-            .record(now.duration_since(exchange.received).as_secs_f64());
+        counters::sent(reply.kind, exchange.received.elapsed());
         tracing::debug!(
             interface = exchange.link.name,
             client = %hex::encode(request.sender()),
-            kind,
+            kind = counters::label(reply.kind),
             address = %reply.yiaddr,
             "answered"
         );
@@ -504,31 +526,9 @@ fn silent(exchange: &Exchange, reason: Reason) {
     tracing::debug!(
         interface = exchange.link.name,
         client = %hex::encode(exchange.request.sender()),
-        kind = kind_label(exchange.request.kind),
+        kind = counters::label(exchange.request.kind),
         reason = reason.label(),
         "not answered"
     );
-    count_dropped(reason.label());
-}
-
-fn count_received(kind: MessageType) {
-    metrics::counter!("muster_dhcp_received_total", "type" => kind_label(kind)).increment(1);
-}
-
-fn count_dropped(reason: &'static str) {
-    metrics::counter!("muster_dhcp_dropped_total", "reason" => reason).increment(1);
-}
-
-fn kind_label(kind: MessageType) -> &'static str {
-    match kind {
-        MessageType::Discover => "discover",
-        MessageType::Offer => "offer",
-        MessageType::Request => "request",
-        MessageType::Decline => "decline",
-        MessageType::Ack => "ack",
-        MessageType::Nak => "nak",
-        MessageType::Release => "release",
-        MessageType::Inform => "inform",
-        _ => "other",
-    }
+    counters::dropped(reason.label());
 }

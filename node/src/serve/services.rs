@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, Settings};
 use crate::config::ServeOptions;
 use crate::dhcp::{self, Interfaces};
+use crate::reconcile;
 use crate::{boot, tftp};
 
 /// Services that run.
@@ -83,6 +84,11 @@ pub fn start(
         dhcp::serve(own, dhcp_options, token)
             .await
             .map_err(|error| failed(&error))
+    });
+    let (own, token) = (cluster.clone(), stop.clone());
+    services.spawn(async move {
+        reconcile::run(own, token).await;
+        Ok(())
     });
     Ok(Services(services))
 }

@@ -1,0 +1,89 @@
+//! What a subnet tells its clients: network parameters, and boot data for those that ask.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use muster_storage::State;
+use muster_storage::model::Subnet;
+
+use super::decide::PeerView;
+use super::firmware::{self, Boot, Overrides};
+use super::options::{self, BadOption};
+use super::rendering::is_template;
+use super::request::Request;
+
+const BOOT_SERVER_NAME: u8 = 66;
+const BOOT_FILE: u8 = 67;
+
+/// Boot data, with what the subnet overrides; only for clients that ask for it.
+pub fn boot(request: &Request, subnet: &Subnet, view: &PeerView<'_>, proxy: bool) -> Option<Boot> {
+    let text = |code: u8| {
+        let (_, value) = subnet
+            .options
+            .iter()
+            .find(|(key, _)| options::code_of(key) == Ok(code))?;
+        rendered(code, value, view).ok()
+    };
+    let overrides = Overrides {
+        next_server: subnet.next_server,
+        server_name: text(BOOT_SERVER_NAME),
+        file: text(BOOT_FILE),
+    };
+    firmware::boot(request, view.address, view.boot_port, &overrides, proxy)
+}
+
+/// Network parameters by code. An option that cannot be sent is left out, so that it does not take
+/// the others down.
+pub fn network(
+    state: &State,
+    request: &Request,
+    subnet: &Subnet,
+    view: &PeerView<'_>,
+) -> BTreeMap<u8, Vec<u8>> {
+    let addresses = |list: &[Ipv4Addr]| -> Vec<u8> {
+        list.iter().flat_map(|address| address.octets()).collect()
+    };
+    let domain = subnet.domain_name.clone().unwrap_or_default();
+    let mut parameters = BTreeMap::from([
+        (1, subnet.cidr.netmask().octets().to_vec()),
+        (3, addresses(&subnet.routers)),
+        (6, addresses(&subnet.dns_servers)),
+        (15, domain.into_bytes()),
+        (28, subnet.cidr.broadcast().octets().to_vec()),
+    ]);
+    let machine = request
+        .client
+        .mac
+        .and_then(|mac| state.machine_with_mac(mac));
+    if let Some(machine) = machine {
+        parameters.insert(12, machine.name.clone().into_bytes());
+    }
+    for (key, value) in &subnet.options {
+        match written(key, value, view) {
+            // Boot data, which only boot clients get.
+            Ok((BOOT_SERVER_NAME | BOOT_FILE, _)) => {}
+            Ok((code, value)) => {
+                parameters.insert(code, value);
+            }
+            Err(problem) => {
+                tracing::debug!(subnet = subnet.name, %problem, "option is left out");
+            }
+        }
+    }
+    parameters.retain(|_, value| !value.is_empty());
+    parameters
+}
+
+fn written(key: &str, value: &str, view: &PeerView<'_>) -> Result<(u8, Vec<u8>), BadOption> {
+    let code = options::code_of(key)?;
+    let text = rendered(code, value, view)?;
+    Ok((code, options::encode(code, &text)?))
+}
+
+fn rendered(code: u8, value: &str, view: &PeerView<'_>) -> Result<String, BadOption> {
+    if is_template(value) {
+        (view.render)(value).map_err(|problem| BadOption::Template { code, problem })
+    } else {
+        Ok(value.to_owned())
+    }
+}

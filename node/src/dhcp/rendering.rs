@@ -1,0 +1,56 @@
+//! Options whose values are templates, rendered away from the state's lock, so that a slow
+//! template delays only the clients of its subnet.
+
+use std::collections::BTreeMap;
+
+use muster_api::template::{self, Job, RenderContext};
+use muster_raft::Cluster;
+use muster_storage::State;
+
+use super::request::Request;
+
+/// Texts with what they became.
+pub type Rendered = BTreeMap<String, Result<String, String>>;
+
+/// Whether a value has something to render.
+pub fn is_template(value: &str) -> bool {
+    value.contains("{{") || value.contains("{%")
+}
+
+/// Whether the client's subnet has options to render.
+pub fn needed(state: &State, request: &Request) -> bool {
+    templates(state, request).next().is_some()
+}
+
+/// Renders the options of the client's subnet for the client.
+pub async fn render(cluster: &Cluster, request: &Request) -> Rendered {
+    let (node, nodes) = template::nodes(cluster);
+    let jobs: Vec<(String, Job)> = cluster.read(|state| {
+        let context = RenderContext {
+            machine: request
+                .client
+                .mac
+                .and_then(|mac| state.machine_with_mac(mac)),
+            node,
+            nodes,
+        };
+        templates(state, request)
+            .map(|text| (text.to_owned(), Job::text(state, &context, text)))
+            .collect()
+    });
+    let rendered = tokio::task::spawn_blocking(move || {
+        jobs.into_iter()
+            .map(|(text, job)| (text, job.run().map_err(|problem| problem.to_string())))
+            .collect()
+    });
+    rendered.await.unwrap_or_default()
+}
+
+fn templates<'a>(state: &'a State, request: &Request) -> impl Iterator<Item = &'a str> {
+    state
+        .subnet_of_link(&request.client.link)
+        .into_iter()
+        .flat_map(|subnet| subnet.options.values())
+        .map(String::as_str)
+        .filter(|value| is_template(value))
+}

@@ -1,0 +1,57 @@
+//! The leader's housekeeping: what must be written because time has passed or because all members
+//! have caught up, and not because anyone asked.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use muster_raft::Cluster;
+use muster_storage::{Actor, Command, Proposal, RequestId, Revision, State, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+/// Between two looks.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What is to be written now. `applied_by_all` is the smallest revision that any member, learners
+/// included, has reported as applied; none while one has not said.
+pub fn plan(state: &State, now: Timestamp, applied_by_all: Option<Revision>) -> Vec<Command> {
+    let expire = state.has_expired(now).then_some(Command::Expire);
+    let reclaim = applied_by_all
+        .filter(|revision| state.has_reclaimable(*revision))
+        .map(|applied_by_all| Command::Reclaim { applied_by_all });
+    expire.into_iter().chain(reclaim).collect()
+}
+
+/// Writes what [`plan`] says, each second, while this node leads.
+pub async fn run(cluster: Cluster, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if !(cluster.is_leader() && cluster.has_quorum()) {
+            continue;
+        }
+        let applied_by_all = cluster.applied_by_all();
+        let commands = cluster.read(|state| plan(state, wall_clock(), applied_by_all));
+        for command in commands {
+            let proposal = Proposal {
+                request: RequestId(uuid::Uuid::new_v4()),
+                actor: Actor(format!("node:{}", cluster.node_name())),
+                if_match: None,
+                command,
+            };
+            if let Err(problem) = cluster.propose(proposal).await {
+                // Another leader does it, or this one in a second.
+                tracing::debug!(%problem, "housekeeping is put off");
+            }
+        }
+    }
+}
+
+fn wall_clock() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

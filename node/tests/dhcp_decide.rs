@@ -1,0 +1,496 @@
+//! RFC 2131 table 4, row by row, and what a cluster adds to it.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod dhcp_common;
+
+use dhcp_common::*;
+use dhcproto::v4::MessageType;
+use muster_node::dhcp::decide::{Action, Reason};
+use muster_storage::Command;
+use muster_storage::model::{LeaseState, Match, SubnetMode};
+
+fn silent(action: &Action) -> Option<Reason> {
+    match action {
+        Action::Silent(reason) => Some(*reason),
+        _ => None,
+    }
+}
+
+/// §4.3.1: binding, then previous address, then the one asked for, then the pool; reservation
+/// before all.
+#[test]
+fn discover_offers_in_the_order_of_the_rfc() {
+    let mut world = World::new();
+    let asked = ip("10.77.0.150");
+    let packet = Packet::discover(MAC).option(50, &asked.octets());
+    assert_eq!(world.reply(&packet).yiaddr, asked, "requested");
+    let own = world.lease(MAC);
+    assert_eq!(world.reply(&packet).yiaddr, own, "current binding");
+    world.answer(&release(MAC, own)).unwrap();
+    assert_eq!(world.reply(&packet).yiaddr, own, "previous binding");
+    world.reserve("10.77.0.50", MAC);
+    assert_eq!(world.reply(&packet).yiaddr, ip("10.77.0.50"), "reservation");
+    let stranger = Packet::discover(OTHER).option(50, &ip("10.77.0.50").octets());
+    assert_ne!(world.reply(&stranger).yiaddr, ip("10.77.0.50"));
+}
+
+fn release(mac: [u8; 6], address: std::net::Ipv4Addr) -> Packet {
+    Packet::new(MessageType::Release, mac)
+        .ciaddr(address)
+        .unicast(address)
+        .option(54, &NODE.octets())
+}
+
+fn decline(mac: [u8; 6], address: std::net::Ipv4Addr) -> Packet {
+    Packet::new(MessageType::Decline, mac)
+        .option(50, &address.octets())
+        .option(54, &NODE.octets())
+}
+
+/// §4.3.1: the same client gets the same offer, and nothing is written for it.
+#[test]
+fn discover_is_stable_and_writes_nothing() {
+    let mut world = World::new();
+    let digest = world.state.digest();
+    let first = world.reply(&Packet::discover(MAC));
+    let second = world.reply(&Packet::discover(MAC));
+    assert_eq!(first, second);
+    assert_eq!(first.server_id, NODE);
+    assert_eq!(first.lease_secs, Some(3600));
+    assert_eq!(world.state.digest(), digest);
+}
+
+/// §4.3.2, SELECTING.
+#[test]
+fn selecting() {
+    let mut world = World::new();
+    let address = world.reply(&Packet::discover(MAC)).yiaddr;
+    let select = Packet::select(MAC, address);
+    assert!(matches!(
+        world.decide(&select),
+        Action::Propose(Command::Bind(_))
+    ));
+    let ack = world.reply(&select);
+    assert_eq!(
+        (ack.kind, ack.yiaddr, ack.server_id, ack.lease_secs),
+        (MessageType::Ack, address, NODE, Some(3600))
+    );
+    // A copy, and a second DORA soon after, are confirmed without a write.
+    assert!(matches!(world.decide(&select), Action::Reply(reply) if *reply == ack));
+    // Another's identifier is another's client.
+    let foreign = select.clone().option(54, &[192, 0, 2, 1]);
+    assert_eq!(silent(&world.decide(&foreign)), Some(Reason::ForeignServer));
+    // A peer's is ours, and the answer carries it.
+    let peers = select.option(54, &PEER.octets());
+    assert_eq!(world.reply(&peers).server_id, PEER);
+}
+
+/// §4.3.2, SELECTING: what cannot be had is met with silence, so that the client discovers anew.
+#[test]
+fn selecting_what_is_taken_or_foreign_is_silence() {
+    let mut world = World::new();
+    let taken = world.lease(MAC);
+    for address in [taken, ip("10.77.0.5"), ip("192.0.2.7")] {
+        assert_eq!(
+            world.answer(&Packet::select(OTHER, address)),
+            Err(Reason::Refused),
+            "{address}"
+        );
+    }
+}
+
+/// A removed member's identifier is honoured while leases live that it may have granted.
+#[test]
+fn a_removed_members_identifier_is_honoured_for_a_while() {
+    let mut world = World::new();
+    let address = world.lease(MAC);
+    let peer = world.state.member_named("b").unwrap().id;
+    world.apply(Command::RemoveMember { node: peer });
+    let select = Packet::select(MAC, address).option(54, &PEER.octets());
+    assert_eq!(world.reply(&select).server_id, PEER);
+    world.pass(3 * 3600);
+    assert_eq!(silent(&world.decide(&select)), Some(Reason::ForeignServer));
+}
+
+/// §4.3.2, INIT-REBOOT.
+#[test]
+fn init_reboot() {
+    let mut world = World::new();
+    let own = world.lease(MAC);
+    let right = world.decide(&Packet::reboot(MAC, own));
+    assert!(matches!(right, Action::Reply(reply) if reply.kind == MessageType::Ack));
+    for wrong in [ip("10.77.0.7"), ip("192.0.2.7")] {
+        let packet = Packet::reboot(MAC, wrong);
+        assert_eq!(world.decide(&packet), Action::Confirm, "{wrong}");
+        let nak = world.reply(&packet);
+        assert_eq!((nak.kind, nak.yiaddr), (MessageType::Nak, ip("0.0.0.0")));
+    }
+    // Unknown client: silence, but for an address that cannot be right on this link.
+    let unknown = Packet::reboot(OTHER, own);
+    assert_eq!(world.decide(&unknown), Action::Confirm);
+    assert_eq!(world.answer(&unknown), Err(Reason::UnknownClient));
+    let astray = Packet::reboot(OTHER, ip("192.0.2.7"));
+    assert_eq!(world.decide(&astray), Action::Confirm);
+    assert_eq!(world.reply(&astray).kind, MessageType::Nak);
+}
+
+/// §4.3.2, INIT-REBOOT: a lease that ran out is had again while nobody else got the address.
+#[test]
+fn init_reboot_after_expiry() {
+    let mut world = World::new();
+    let own = world.lease(MAC);
+    world.pass(3 * 3600);
+    world.apply(Command::Expire);
+    assert_eq!(world.bound(own).unwrap().state, LeaseState::Expired);
+    assert_eq!(
+        world.reply(&Packet::reboot(MAC, own)).kind,
+        MessageType::Ack
+    );
+    assert_eq!(world.bound(own).unwrap().state, LeaseState::Bound);
+}
+
+/// A reservation made since the lease takes effect when the client asks next.
+#[test]
+fn a_new_reservation_ends_the_old_address() {
+    let mut world = World::new();
+    let own = world.lease(MAC);
+    world.reserve("10.77.0.50", MAC);
+    for packet in [Packet::reboot(MAC, own), Packet::renew(MAC, own)] {
+        assert_eq!(world.reply(&packet).kind, MessageType::Nak);
+    }
+    assert_eq!(world.lease(MAC), ip("10.77.0.50"));
+}
+
+/// §4.3.2, RENEWING and REBINDING.
+#[test]
+fn renewing_and_rebinding() {
+    for ask in [Packet::renew, Packet::rebind] {
+        let mut world = World::new();
+        let own = world.lease(MAC);
+        world.pass(1800);
+        assert!(
+            matches!(world.decide(&ask(MAC, own)), Action::Reply(reply)
+                if reply.kind == MessageType::Ack && reply.lease_secs == Some(3600)),
+            "early: confirmed from the committed lease"
+        );
+        world.pass(3000);
+        assert!(
+            matches!(
+                world.decide(&ask(MAC, own)),
+                Action::Propose(Command::Bind(_))
+            ),
+            "late: a write"
+        );
+        let ack = world.reply(&ask(MAC, own));
+        assert_eq!((ack.yiaddr, ack.lease_secs), (own, Some(3600)));
+        // A stranger with this address, and one with none.
+        assert_eq!(world.answer(&ask(OTHER, own)), Err(Reason::UnknownClient));
+        let other = world.lease(OTHER);
+        assert_eq!(world.reply(&ask(OTHER, own)).kind, MessageType::Nak);
+        assert_eq!(world.reply(&ask(OTHER, other)).kind, MessageType::Ack);
+    }
+}
+
+/// §4.3.3: from the holder, with 50 and 54; the address is given to nobody for a while.
+#[test]
+fn decline_is_quarantine() {
+    let mut world = World::new();
+    let own = world.lease(MAC);
+    let cases = [
+        (decline(OTHER, own), Reason::NotHolder),
+        (decline(MAC, ip("10.77.0.7")), Reason::NotHolder),
+        (decline(MAC, own).without(54), Reason::Incomplete),
+        (decline(MAC, own).without(50), Reason::Incomplete),
+        (
+            decline(MAC, own).option(54, &[192, 0, 2, 1]),
+            Reason::ForeignServer,
+        ),
+    ];
+    for (packet, reason) in cases {
+        assert_eq!(world.answer(&packet), Err(reason));
+        assert_eq!(world.bound(own).unwrap().state, LeaseState::Bound);
+    }
+    assert_eq!(world.answer(&decline(MAC, own)), Ok(None));
+    assert_eq!(world.bound(own).unwrap().state, LeaseState::Declined);
+    assert_ne!(world.lease(MAC), own);
+}
+
+/// §4.3.4: from the holder alone; the address is remembered for it.
+#[test]
+fn release_frees_for_the_holder() {
+    let mut world = World::new();
+    let own = world.lease(MAC);
+    assert_eq!(world.answer(&release(OTHER, own)), Err(Reason::NotHolder));
+    assert_eq!(world.bound(own).unwrap().state, LeaseState::Bound);
+    assert_eq!(world.answer(&release(MAC, own)), Ok(None));
+    assert_eq!(world.bound(own).unwrap().state, LeaseState::Released);
+    assert_eq!(world.reply(&Packet::discover(MAC)).yiaddr, own);
+}
+
+/// §4.3.5: parameters, no lease, nothing written.
+#[test]
+fn inform() {
+    let mut world = World::new();
+    let digest = world.state.digest();
+    let own = ip("10.77.0.20");
+    let packet = Packet::new(MessageType::Inform, MAC).ciaddr(own);
+    let ack = world.reply(&packet);
+    assert_eq!(
+        (ack.kind, ack.yiaddr, ack.lease_secs),
+        (MessageType::Ack, ip("0.0.0.0"), None)
+    );
+    assert_eq!(world.state.digest(), digest);
+    let nowhere = Packet::new(MessageType::Inform, MAC);
+    assert_eq!(world.answer(&nowhere), Err(Reason::Incomplete));
+}
+
+/// §4.3.2: fields that say nothing, and messages that are not for servers.
+#[test]
+fn what_is_incomplete_or_not_for_servers_is_silence() {
+    let mut world = World::new();
+    assert_eq!(
+        world.answer(&Packet::new(MessageType::Request, MAC)),
+        Err(Reason::Incomplete)
+    );
+    assert_eq!(
+        world.answer(&Packet::new(MessageType::Release, MAC)),
+        Err(Reason::Incomplete)
+    );
+    for kind in [MessageType::Offer, MessageType::Ack, MessageType::Nak] {
+        assert_eq!(
+            world.answer(&Packet::new(kind, MAC)),
+            Err(Reason::Unsupported)
+        );
+    }
+}
+
+#[test]
+fn a_link_without_a_subnet_or_a_registered_identifier_is_silence() {
+    let mut world = World::new();
+    let astray = Packet::discover(MAC).giaddr(ip("192.0.2.1"));
+    assert_eq!(world.answer(&astray), Err(Reason::UnknownSubnet));
+    world.identifier = None;
+    assert_eq!(
+        world.answer(&Packet::discover(MAC)),
+        Err(Reason::NoIdentifier)
+    );
+}
+
+#[test]
+fn modes() {
+    let mut world = World::with(|subnet| subnet.mode = SubnetMode::Off);
+    assert_eq!(world.answer(&Packet::discover(MAC)), Err(Reason::Off));
+
+    let mut world = World::with(|subnet| subnet.mode = SubnetMode::ReservedOnly);
+    world.reserve("10.77.0.50", MAC);
+    assert_eq!(world.lease(MAC), ip("10.77.0.50"));
+    assert_eq!(
+        world.answer(&Packet::discover(OTHER)),
+        Err(Reason::NoAddress)
+    );
+    assert_eq!(
+        world.answer(&Packet::reboot(OTHER, ip("192.0.2.7"))),
+        Err(Reason::UnknownClient),
+        "another server's client is not told no"
+    );
+
+    let mut world = World::with(|subnet| subnet.mode = SubnetMode::Proxy);
+    assert_eq!(
+        world.answer(&Packet::discover(MAC)),
+        Err(Reason::NotForProxy)
+    );
+    let offer = world.reply(&Packet::discover(MAC).pxe(7));
+    assert_eq!(
+        (offer.kind, offer.yiaddr, offer.lease_secs),
+        (MessageType::Offer, ip("0.0.0.0"), None)
+    );
+    assert_eq!(offer.boot.unwrap().file, "snponly.efi");
+    assert_eq!(
+        world.answer(&Packet::select(MAC, ip("10.77.0.100")).pxe(7)),
+        Err(Reason::NotForProxy)
+    );
+    let mut ask = Packet::new(MessageType::Request, MAC)
+        .pxe(7)
+        .ciaddr(ip("10.77.0.120"));
+    ask.arrival.boot_server = true;
+    let ack = world.reply(&ask);
+    assert_eq!(ack.kind, MessageType::Ack);
+    assert_eq!(ack.boot.unwrap().file, "snponly.efi");
+}
+
+/// RFC 2131 §4.2 and the provisioning trap: one machine, four client identifiers.
+#[test]
+fn one_machine_keeps_one_address_through_its_boot() {
+    let mut world = World::new();
+    let rom = Packet::discover(MAC)
+        .pxe(0)
+        .option(61, &[0, 1, 2, 3, 4, 5, 6]);
+    let address = world.reply(&rom).yiaddr;
+    let mut select = rom;
+    select.options.retain(|(code, _)| *code != 53);
+    let select = select
+        .option(53, &[3])
+        .option(50, &address.octets())
+        .option(54, &NODE.octets());
+    assert_eq!(world.reply(&select).yiaddr, address);
+    for id in [
+        &[1, 0x52, 0x54, 0, 0, 0, 0x50][..],
+        &[255, 0, 0, 0, 1, 0, 3, 9, 9],
+    ] {
+        let offer = world.reply(&Packet::discover(MAC).option(61, id));
+        assert_eq!(offer.yiaddr, address, "{id:?}");
+    }
+    // An ordinary client's two identifiers are two clients.
+    let one = world.reply(&Packet::discover(OTHER).option(61, &[0, 1]));
+    let two = world.reply(&Packet::discover(OTHER).option(61, &[0, 2]));
+    assert_ne!(one.yiaddr, two.yiaddr);
+    let mut world = World::with(|subnet| subnet.matching = Match::Mac);
+    let one = world.reply(&Packet::discover(OTHER).option(61, &[0, 1]));
+    let two = world.reply(&Packet::discover(OTHER).option(61, &[0, 2]));
+    assert_eq!(one.yiaddr, two.yiaddr);
+}
+
+/// RFC 2131 §4.3.1: a shorter lease that is asked for is granted, a longer one is not.
+#[test]
+fn asked_lease_times() {
+    let mut world = World::new();
+    for (asked, granted) in [(600u32, 600), (86_400, 3600), (1, 60)] {
+        let packet = Packet::discover(MAC).option(51, &asked.to_be_bytes());
+        assert_eq!(world.reply(&packet).lease_secs, Some(granted), "{asked}");
+    }
+}
+
+/// RFC 3527, RFC 3011: the link that is selected counts, and an unknown one is never the relay's.
+#[test]
+fn link_selection() {
+    let mut world = World::new();
+    let far = ip("192.0.2.1");
+    let selected =
+        |option: u8, value: &[u8]| Packet::discover(MAC).giaddr(far).option(option, value);
+    let by_relay = selected(82, &[5, 4, 10, 77, 0, 0]);
+    assert_eq!(world.reply(&by_relay).kind, MessageType::Offer);
+    let by_client = selected(118, &[10, 77, 0, 0]);
+    assert_eq!(world.reply(&by_client).kind, MessageType::Offer);
+    let unknown = Packet::discover(MAC)
+        .giaddr(RELAY)
+        .option(82, &[5, 4, 203, 0, 113, 1]);
+    assert_eq!(world.answer(&unknown), Err(Reason::UnknownSubnet));
+}
+
+/// RFC 5107: the relay's address stands in for ours, in both directions.
+#[test]
+fn server_identifier_override() {
+    let mut world = World::new();
+    let relayed = |packet: Packet| packet.giaddr(RELAY).option(82, &[11, 4, 10, 77, 0, 254]);
+    let offer = world.reply(&relayed(Packet::discover(MAC)));
+    assert_eq!(offer.server_id, RELAY);
+    let select = Packet::select(MAC, offer.yiaddr).option(54, &RELAY.octets());
+    let ack = world.reply(&relayed(select.clone()));
+    assert_eq!((ack.kind, ack.server_id), (MessageType::Ack, RELAY));
+    assert_eq!(
+        silent(&world.decide(&select)),
+        Some(Reason::ForeignServer),
+        "without the relay's word it is nobody's"
+    );
+}
+
+/// Invariants 4 and 5: no NAK and nothing new without a quorum; what is committed is confirmed,
+/// never past its end less the margin, and only by a node that has caught up.
+#[test]
+fn without_a_quorum() {
+    let mut world = World::new();
+    let own = world.lease(MAC);
+    world.quorum = false;
+    let confirm = [
+        Packet::select(MAC, own),
+        Packet::reboot(MAC, own),
+        Packet::renew(MAC, own),
+        Packet::rebind(MAC, own),
+        Packet::discover(MAC),
+    ];
+    // Committed until 7200 s after the bind.
+    for (passed, promised) in [(0, 3600), (3500, 3600), (100, 3590), (3000, 590)] {
+        world.pass(passed);
+        for packet in &confirm {
+            let reply = world.reply(packet);
+            assert_eq!(reply.lease_secs, Some(promised), "{packet:?}");
+        }
+    }
+    world.pass(550);
+    for packet in &confirm {
+        assert_eq!(world.answer(packet), Err(Reason::NoQuorum), "{packet:?}");
+    }
+    let mut world = World::new();
+    let own = world.lease(MAC);
+    world.quorum = false;
+    let silence = [
+        Packet::discover(OTHER),
+        Packet::select(OTHER, ip("10.77.0.120")),
+        Packet::select(MAC, ip("10.77.0.7")),
+        Packet::reboot(MAC, ip("192.0.2.7")),
+        Packet::renew(OTHER, own),
+        release(MAC, own),
+        decline(MAC, own),
+    ];
+    for packet in &silence {
+        assert_eq!(world.answer(packet), Err(Reason::NoQuorum), "{packet:?}");
+    }
+    world.caught_up = false;
+    for packet in &confirm {
+        assert_eq!(world.answer(packet), Err(Reason::NotCaughtUp), "{packet:?}");
+    }
+}
+
+/// A node that has just started asks a quorum before it confirms from what it has on disk.
+#[test]
+fn after_a_start_the_first_confirmations_are_checked() {
+    let mut world = World::new();
+    let own = world.lease(MAC);
+    world.caught_up = false;
+    let packet = Packet::renew(MAC, own);
+    assert_eq!(world.decide(&packet), Action::Confirm);
+    assert_eq!(world.reply(&packet).kind, MessageType::Ack);
+}
+
+/// No NAK and no "unknown" before catching up: the lease may be newer than what this node has.
+#[test]
+fn silence_for_want_of_knowledge_comes_after_catching_up() {
+    let world = World::new();
+    let address = ip("10.77.0.120");
+    for packet in [
+        Packet::reboot(MAC, address),
+        Packet::reboot(MAC, ip("192.0.2.7")),
+        Packet::renew(MAC, address),
+        Packet::rebind(MAC, address),
+        release(MAC, address),
+        decline(MAC, address),
+    ] {
+        assert_eq!(world.decide(&packet), Action::Confirm, "{packet:?}");
+    }
+}
+
+/// A bind that loses in `apply` is a fact: NAK for who believes to have the address.
+#[test]
+fn a_renewal_that_loses_is_told() {
+    let mut world = World::new();
+    let own = world.lease(MAC);
+    world.pass(3 * 3600);
+    world.apply(Command::Expire);
+    let taken = Packet::select(OTHER, own);
+    let renewal = Packet::rebind(MAC, own);
+    let Action::Propose(command) = world.decide(&renewal) else {
+        panic!("the address is free still");
+    };
+    world.reply(&taken);
+    let outcome = world.apply(command);
+    let reply = world.view(true, |view| {
+        muster_node::dhcp::decide::conclude(
+            &world.state,
+            &renewal.request(),
+            &outcome,
+            view,
+            world.now,
+        )
+    });
+    assert_eq!(reply.unwrap().unwrap().kind, MessageType::Nak);
+}

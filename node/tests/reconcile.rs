@@ -1,0 +1,54 @@
+//! What the leader writes by itself, and when.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod dhcp_common;
+
+use dhcp_common::*;
+use dhcproto::v4::MessageType;
+use muster_node::reconcile::plan;
+use muster_storage::model::LeaseState;
+use muster_storage::{Command, Revision};
+
+#[test]
+fn nothing_is_written_while_nothing_is_due() {
+    let mut world = World::new();
+    world.lease(MAC);
+    world.pass(2 * 3600);
+    let all = Some(world.state.revision());
+    assert_eq!(plan(&world.state, world.now, all), []);
+}
+
+#[test]
+fn leases_end_after_their_margin() {
+    let mut world = World::new();
+    let address = world.lease(MAC);
+    world.pass(2 * 3600 + 10);
+    let commands = plan(&world.state, world.now, None);
+    assert_eq!(commands, [Command::Expire]);
+    world.apply(Command::Expire);
+    assert_eq!(world.bound(address).unwrap().state, LeaseState::Expired);
+    assert_eq!(plan(&world.state, world.now, None), []);
+}
+
+#[test]
+fn released_addresses_are_reclaimed_when_all_members_know() {
+    let mut world = World::new();
+    let address = world.lease(MAC);
+    let before = world.state.revision();
+    let release = Packet::new(MessageType::Release, MAC)
+        .ciaddr(address)
+        .unicast(address);
+    world.answer(&release).unwrap();
+    for behind in [None, Some(Revision(0)), Some(before)] {
+        assert_eq!(plan(&world.state, world.now, behind), [], "{behind:?}");
+    }
+    let applied_by_all = world.state.revision();
+    let reclaim = Command::Reclaim { applied_by_all };
+    assert_eq!(
+        plan(&world.state, world.now, Some(applied_by_all)),
+        std::slice::from_ref(&reclaim)
+    );
+    world.apply(reclaim);
+    assert!(world.bound(address).unwrap().free);
+    assert_eq!(plan(&world.state, world.now, Some(applied_by_all)), []);
+}
