@@ -18,6 +18,7 @@ lab=(
     nftables        # faults: cut links, silenced services
     curl            # an HTTP and TFTP client
     atftp           # a TFTP client that negotiates block and window size
+    tftp-hpa        # the TFTP client that most people have
     isc-dhcp-client # dhclient
 )
 

@@ -50,7 +50,7 @@ pub enum Error {
 }
 
 /// How long transfers that run may go on after the service was told to stop.
-pub(crate) const DRAIN: Duration = Duration::from_secs(8);
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 
 /// Serves HTTP until `stop` is cancelled and what runs is done, or [`DRAIN`] is over.
 ///

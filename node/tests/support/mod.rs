@@ -42,7 +42,7 @@ impl Site {
         std::fs::write(loaders.join("undionly.kpxe"), "loader").unwrap();
         std::fs::create_dir(dir.path().join("secret")).unwrap();
         std::fs::write(dir.path().join("secret/key"), "secret").unwrap();
-        let cluster = Cluster::solo().await.unwrap();
+        let cluster = Cluster::solo_in(dir.path()).await;
         let url = cluster.read(|state| {
             let member = state.members().next().unwrap();
             format!(
