@@ -1,21 +1,32 @@
-//! Debian's own DHCP clients on a host of the lab. They record what they were given and configure
-//! nothing, so that one host can ask again and again.
+//! Debian's own DHCP clients on a host of the lab. They configure an address and nothing else, and
+//! leave a note of everything that happens to them.
 
 use std::collections::HashMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Child;
-use std::time::{Duration, Instant};
+use std::process::{Child, Command};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::lab::{Host, wait_until};
+use crate::lab::{Host, run, wait_until};
 use crate::machine::Payload;
 
 /// All that clients get of our environment: their scripts record what they find in it.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Which client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// busybox udhcpc.
+    Udhcpc,
+    /// ISC dhclient.
+    Dhclient,
+}
 
 /// What a client was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,129 +41,167 @@ pub struct Lease {
     pub variables: HashMap<String, String>,
 }
 
-/// Asks for a lease with busybox udhcpc, once, for at most `timeout`; `arguments` go to udhcpc.
-pub fn udhcpc(host: &Host, arguments: &[&str], timeout: Duration) -> Result<Lease> {
-    let client = Recorder::new(host, "bound|renew")?;
-    let busybox = Payload::assemble()?.busybox();
-    let child = host
-        .command(busybox)
-        .env_clear()
-        .env("PATH", PATH)
-        .args([
-            "udhcpc", "-f", "-q", "-n", "-i", "eth0", "-t", "20", "-T", "1", "-s",
-        ])
-        .arg(&client.script)
-        .args(arguments)
-        .stdout(client.log()?)
-        .stderr(client.log()?)
-        .spawn()
-        .context("starting udhcpc")?;
-    client.lease(child, timeout, ["ip", "serverid", "lease"])
-}
-
-/// Asks for a lease with ISC dhclient, once, for at most `timeout`; `arguments` go to dhclient.
-pub fn dhclient(host: &Host, arguments: &[&str], timeout: Duration) -> Result<Lease> {
-    let client = Recorder::new(host, "BOUND|RENEW|REBIND|REBOOT")?;
-    let child = host
-        .command("dhclient")
-        .env_clear()
-        .env("PATH", PATH)
-        .args(["-4", "-d", "-1", "-cf", "/dev/null", "-sf"])
-        .arg(&client.script)
-        .arg("-lf")
-        .arg(client.base.with_extension("leases"))
-        .arg("-pf")
-        .arg(client.base.with_extension("pid"))
-        .args(arguments)
-        .arg("eth0")
-        .stdout(client.log()?)
-        .stderr(client.log()?)
-        .spawn()
-        .context("starting dhclient")?;
-    client.lease(
-        child,
-        timeout,
-        [
-            "new_ip_address",
-            "new_dhcp_server_identifier",
-            "new_dhcp_lease_time",
-        ],
-    )
-}
-
-/// A client's script, which keeps its environment when there is a lease.
-struct Recorder {
+/// A client that runs until it is dropped; then it ends without a word to the server.
+#[derive(Debug)]
+pub struct Running {
+    kind: Kind,
+    host: Host,
+    child: Child,
     base: PathBuf,
-    script: PathBuf,
 }
 
-impl Recorder {
-    fn new(host: &Host, reasons: &str) -> Result<Self> {
-        let lab = host.lab();
-        let base = lab.dir().join(lab.unique("client"));
-        let script = base.with_extension("sh");
-        // udhcpc passes the reason as an argument, dhclient as a variable.
-        let body = format!(
-            "#!/bin/sh\ncase \"${{1:-$reason}}\" in {reasons}) env >{0}.part && mv {0}.part {0}.lease ;; esac\n",
-            base.display()
-        );
-        fs::write(&script, body).context("writing a client's script")?;
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
-            .context("making it executable")?;
-        fs::write(base.with_extension("leases"), "").context("making a lease file")?;
-        Ok(Self { base, script })
+impl Running {
+    /// Starts a client, which asks every second or so; `arguments` go to it.
+    pub fn start(kind: Kind, host: &Host, arguments: &[&str]) -> Result<Self> {
+        let base = host.lab().dir().join(host.lab().unique("client"));
+        write_script(&base)?;
+        let mut command = client(kind, host, &base)?;
+        match kind {
+            Kind::Udhcpc => command.args(["-f", "-t", "20", "-T", "1"]),
+            Kind::Dhclient => command.args(["-d", "-1", "eth0"]),
+        };
+        let log = fs::File::create(base.with_extension("log")).context("making a client's log")?;
+        let child = command
+            .args(arguments)
+            .stdout(log.try_clone().context("sharing a client's log")?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {kind:?}"))?;
+        Ok(Self {
+            kind,
+            host: host.clone(),
+            child,
+            base,
+        })
     }
 
-    fn log(&self) -> Result<fs::File> {
-        let path = self.base.with_extension("log");
-        fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .context("opening a client's log")
-    }
-
-    /// Waits for a lease and then ends the client, which would hold on to it otherwise.
-    fn lease(&self, mut child: Child, timeout: Duration, names: [&str; 3]) -> Result<Lease> {
-        let lease = self.base.with_extension("lease");
-        let start = Instant::now();
-        let found = wait_until("a lease", timeout, || {
-            if lease.exists() {
-                return Ok(Some(true));
+    /// Waits until it has been given or promised an address for the `count`th time.
+    pub fn wait_given(&mut self, count: usize, timeout: Duration) -> Result<Lease> {
+        let given = ["bound", "renew", "BOUND", "RENEW", "REBIND", "REBOOT"];
+        let waited = wait_until(&format!("lease {count} of a client"), timeout, || {
+            let events = self.events().into_iter();
+            let mut found = events.filter(|event| given.contains(&event["event"].as_str()));
+            if let Some(event) = found.nth(count - 1) {
+                return Ok(Some(Some(event)));
             }
-            Ok(child
-                .try_wait()
-                .context("asking after the client")?
-                .map(|_| lease.exists()))
+            let over = self.child.try_wait().context("asking after the client")?;
+            Ok(over.map(|_| None))
         });
-        // SIGKILL, not SIGTERM: dhclient must not say good-bye to the server.
-        let _ = child.kill();
-        let _ = child.wait();
-        let log = || fs::read_to_string(self.base.with_extension("log")).unwrap_or_default();
-        let found = found.with_context(log)?;
-        ensure!(
-            found,
-            "the client gave up after {:.1} s:\n{}",
-            start.elapsed().as_secs_f64(),
-            log()
-        );
+        match waited.with_context(|| self.log())? {
+            Some(variables) => self.lease(variables),
+            None => bail!("the client gave up:\n{}", self.log()),
+        }
+    }
 
-        let text = fs::read_to_string(&lease).context("reading the lease")?;
-        let variables: HashMap<String, String> = text
-            .lines()
-            .filter_map(|line| line.split_once('='))
-            .map(|(k, v)| (k.to_owned(), v.to_owned()))
-            .collect();
-        let get = |name: &str| {
+    /// Has udhcpc ask for more time now; dhclient does when half of its time is over.
+    pub fn renew(&self) -> Result<()> {
+        self.signal(Signal::SIGUSR1)
+    }
+
+    /// Has it give its address back.
+    pub fn release(&self) -> Result<()> {
+        match self.kind {
+            Kind::Udhcpc => self.signal(Signal::SIGUSR2),
+            Kind::Dhclient => {
+                let mut command = client(self.kind, &self.host, &self.base)?;
+                run(command.args(["-r", "eth0"])).map(drop)
+            }
+        }
+    }
+
+    /// All that it said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.base.with_extension("log")).unwrap_or_default()
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        kill(pid, signal).with_context(|| format!("sending {signal} to a client"))
+    }
+
+    /// What its script was told, in order.
+    fn events(&self) -> Vec<HashMap<String, String>> {
+        let texts = (0..).map_while(|number| {
+            fs::read_to_string(self.base.with_extension(format!("event{number}"))).ok()
+        });
+        texts
+            .map(|text| {
+                let lines = text.lines().filter_map(|line| line.split_once('='));
+                lines.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+            })
+            .collect()
+    }
+
+    fn lease(&self, variables: HashMap<String, String>) -> Result<Lease> {
+        let [address, server, seconds] = match self.kind {
+            Kind::Udhcpc => ["ip", "serverid", "lease"],
+            Kind::Dhclient => [
+                "new_ip_address",
+                "new_dhcp_server_identifier",
+                "new_dhcp_lease_time",
+            ],
+        }
+        .map(|name| {
             variables
                 .get(name)
                 .with_context(|| format!("the client has no {name}"))
-        };
+        });
         Ok(Lease {
-            address: get(names[0])?.parse().context("the leased address")?,
-            server: get(names[1])?.parse().context("the server identifier")?,
-            seconds: get(names[2])?.parse().context("the lease time")?,
+            address: address?.parse().context("the leased address")?,
+            server: server?.parse().context("the server identifier")?,
+            seconds: seconds?.parse().context("the lease time")?,
             variables,
         })
     }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // SIGKILL, not SIGTERM: dhclient must not say good-bye to the server.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The client's command, up to its own arguments.
+fn client(kind: Kind, host: &Host, base: &std::path::Path) -> Result<Command> {
+    let script = base.with_extension("sh");
+    let mut command = match kind {
+        Kind::Udhcpc => host.command(Payload::assemble()?.busybox()),
+        Kind::Dhclient => host.command("dhclient"),
+    };
+    command.env_clear().env("PATH", PATH);
+    match kind {
+        Kind::Udhcpc => command.args(["udhcpc", "-i", "eth0", "-s"]).arg(script),
+        Kind::Dhclient => command
+            .args(["-4", "-cf", "/dev/null", "-sf"])
+            .arg(script)
+            .arg("-lf")
+            .arg(base.with_extension("leases"))
+            .arg("-pf")
+            .arg(base.with_extension("pid")),
+    };
+    Ok(command)
+}
+
+/// A script for both clients: udhcpc passes what happened as an argument, dhclient as a variable.
+fn write_script(base: &std::path::Path) -> Result<()> {
+    let script = base.with_extension("sh");
+    let text = format!(
+        r#"#!/bin/sh
+event=${{1:-$reason}}
+case $event in
+    bound|renew|BOUND|RENEW|REBIND|REBOOT) ip addr replace "${{ip:-$new_ip_address}}/24" dev eth0 ;;
+    deconfig|RELEASE|EXPIRE|FAIL) ip addr flush dev eth0 ;;
+esac
+number=0
+while [ -e {0}.event$number ]; do number=$((number + 1)); done
+{{ echo "event=$event"; env; }} >{0}.part && mv {0}.part {0}.event$number
+"#,
+        base.display()
+    );
+    fs::write(&script, text).context("writing a client's script")?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
+        .context("making it executable")?;
+    fs::write(base.with_extension("leases"), "").context("making a lease file")
 }

@@ -1,21 +1,13 @@
 //! Real `muster` processes, one per namespace, driven by the command line as an operator drives it.
 
-use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use serde::Deserialize;
-use serde_json::Value;
+use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::lab::{Host, Lab, wait_until};
+use crate::lab::{Lab, wait_until};
+use crate::node::{Answer, Node, Status};
 
 /// Where nodes look for each other.
 const PEER_PORT: u16 = 8093;
@@ -27,64 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Cluster {
     // Before the lab, so that the processes go first.
     nodes: Vec<Node>,
+    /// Also those that were refused.
+    added: u8,
     lab: Lab,
-}
-
-/// One node: a host, a data directory, and, while it runs, a process.
-#[derive(Debug)]
-pub struct Node {
-    host: Host,
-    data_dir: PathBuf,
-    log: PathBuf,
-    binary: PathBuf,
-    flags: Vec<String>,
-    process: Mutex<Option<Child>>,
-}
-
-/// What one call of the command line came to.
-#[derive(Debug)]
-pub struct Answer {
-    /// 0 done, 1 refused or failed, 2 usage, 3 not found, 4 conflict, 5 unavailable.
-    pub code: i32,
-    /// What it wrote to stdout.
-    pub stdout: String,
-    /// What it wrote to stderr.
-    pub stderr: String,
-    call: String,
-}
-
-/// `cluster status`.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Status {
-    /// Who leads, as its id or name; null while nobody does.
-    pub leader: Value,
-    /// What the answering node has applied.
-    pub revision: u64,
-    /// Every member.
-    pub nodes: Vec<Member>,
-    /// The rest, as it came.
-    #[serde(flatten)]
-    pub rest: HashMap<String, Value>,
-}
-
-/// One member in [`Status`].
-#[derive(Clone, Debug, Deserialize)]
-pub struct Member {
-    /// Given by the cluster.
-    pub id: Value,
-    /// Given by the operator.
-    pub name: String,
-    /// What peers dial.
-    pub address: Value,
-    /// Leader, voter, learner …
-    pub role: String,
-    /// Applied there, as far as known.
-    pub revision: Option<u64>,
-    /// Whether the leader hears from it.
-    pub live: bool,
-    /// The rest, as it came.
-    #[serde(flatten)]
-    pub rest: HashMap<String, Value>,
 }
 
 impl Cluster {
@@ -97,6 +34,7 @@ impl Cluster {
     pub fn found_in(lab: Lab, size: u8) -> Result<Self> {
         let mut cluster = Self {
             nodes: Vec::new(),
+            added: 0,
             lab,
         };
         cluster.add_founder()?;
@@ -118,8 +56,12 @@ impl Cluster {
     /// Starts one more node, which joins by whichever nodes there are; does not wait for it.
     pub fn add_joiner(&mut self) -> Result<usize> {
         let token = self.cli(&["cluster", "join-token"])?.ok()?.stdout;
-        let file = self.lab.dir().join("join-token");
-        fs::write(&file, token.trim()).context("writing the join token")?;
+        self.add_joiner_with(token.trim())
+    }
+
+    fn add_joiner_with(&mut self, token: &str) -> Result<usize> {
+        let file = self.lab.dir().join(self.lab.unique("join-token"));
+        fs::write(&file, token).context("writing the join token")?;
         let peers: Vec<String> = self
             .nodes
             .iter()
@@ -135,30 +77,27 @@ impl Cluster {
         Ok(index)
     }
 
+    /// Starts a node that is to be refused with this token; its exit code once it has ended.
+    pub fn try_joiner(&mut self, token: &str, timeout: Duration) -> Result<Option<i32>> {
+        let index = self.add_joiner_with(token)?;
+        self.nodes.remove(index).wait_end(timeout)
+    }
+
+    /// Starts a node that is to end by itself; its exit code.
+    pub fn try_start(&mut self, flags: &[&str], timeout: Duration) -> Result<Option<i32>> {
+        let index = self.add(flags)?;
+        let node = self.nodes.remove(index);
+        node.start()?;
+        node.wait_end(timeout)
+    }
+
     fn add(&mut self, flags: &[&str]) -> Result<usize> {
         let index = self.nodes.len();
-        let last = u8::try_from(index)
-            .ok()
-            .and_then(|index| index.checked_add(11))
-            .context("too many nodes")?;
-        let name = format!("n{}", index + 1);
+        self.added += 1;
+        let last = self.added.checked_add(10).context("too many nodes")?;
+        let name = format!("n{}", self.added);
         let host = self.lab.host(&name, Some(Ipv4Addr::new(10, 77, 0, last)))?;
-        let data_dir = self.lab.dir().join(&name);
-        let mut all = vec![
-            "--node-name".to_owned(),
-            name.clone(),
-            "--advertise".to_owned(),
-            format!("10.77.0.{last}"),
-        ];
-        all.extend(flags.iter().map(|flag| (*flag).to_owned()));
-        self.nodes.push(Node {
-            host,
-            data_dir,
-            log: self.lab.dir().join(format!("{name}.log")),
-            binary: binary()?,
-            flags: all,
-            process: Mutex::new(None),
-        });
+        self.nodes.push(Node::new(host, flags)?);
         Ok(index)
     }
 
@@ -280,259 +219,4 @@ impl Cluster {
             .collect::<Vec<_>>()
             .join("\n")
     }
-}
-
-impl Node {
-    /// `n1`, `n2` …
-    pub fn name(&self) -> &str {
-        self.host.name()
-    }
-
-    /// Where it advertises itself.
-    pub fn address(&self) -> Ipv4Addr {
-        // Nodes are always plugged in with an address.
-        self.host.address().unwrap_or(Ipv4Addr::UNSPECIFIED)
-    }
-
-    /// Its host, to run programs on or to break the network of.
-    pub fn host(&self) -> &Host {
-        &self.host
-    }
-
-    /// Its data directory.
-    pub fn data_dir(&self) -> &Path {
-        &self.data_dir
-    }
-
-    /// Where machines and browsers of its boot tree begin.
-    pub fn boot_url(&self) -> String {
-        format!("http://{}:8091", self.address())
-    }
-
-    /// Starts the process with the flags of its first start; does not wait until it serves.
-    pub fn start(&self) -> Result<()> {
-        self.start_with(&[])
-    }
-
-    /// As [`Node::start`], with further flags.
-    pub fn start_with(&self, flags: &[&str]) -> Result<()> {
-        ensure!(!self.is_running(), "{} runs already", self.name());
-        fs::create_dir_all(&self.data_dir)
-            .with_context(|| format!("making {}", self.data_dir.display()))?;
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.log)
-            .context("opening the node's log")?;
-        let child = clean(&mut self.host.command(&self.binary))
-            .arg("serve")
-            .arg("--data-dir")
-            .arg(&self.data_dir)
-            .args(&self.flags)
-            .args(flags)
-            .stdout(log.try_clone().context("sharing the node's log")?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("starting {}", self.binary.display()))?;
-        *self.process() = Some(child);
-        Ok(())
-    }
-
-    /// Whether its process runs.
-    pub fn is_running(&self) -> bool {
-        self.process()
-            .as_mut()
-            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
-    }
-
-    /// Its process, while it runs.
-    pub fn pid(&self) -> Option<u32> {
-        self.process().as_ref().map(Child::id)
-    }
-
-    /// Sends SIGKILL and returns once the process is no more; when the signal went out.
-    pub fn kill(&self) -> Result<Instant> {
-        let mut child = self
-            .process()
-            .take()
-            .with_context(|| format!("{} does not run", self.name()))?;
-        let at = Instant::now();
-        child
-            .kill()
-            .with_context(|| format!("killing {}", self.name()))?;
-        child
-            .wait()
-            .with_context(|| format!("waiting for {}", self.name()))?;
-        Ok(at)
-    }
-
-    /// Sends SIGTERM and waits for the process to end by itself.
-    pub fn stop(&self, timeout: Duration) -> Result<ExitStatus> {
-        self.signal(Signal::SIGTERM)?;
-        let status = wait_until(&format!("{} to stop", self.name()), timeout, || {
-            self.process()
-                .as_mut()
-                .context("it does not run")?
-                .try_wait()
-                .context("asking after it")
-        })?;
-        *self.process() = None;
-        Ok(status)
-    }
-
-    /// Sends a signal: SIGSTOP for a node that hangs, SIGCONT for one that comes to.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self
-            .pid()
-            .with_context(|| format!("{} does not run", self.name()))?;
-        let pid = Pid::from_raw(i32::try_from(pid).context("a process id")?);
-        kill(pid, signal).with_context(|| format!("sending {signal} to {}", self.name()))
-    }
-
-    /// Calls the command line over this node's socket: `-o json` for all but `serve`.
-    pub fn cli(&self, arguments: &[&str]) -> Result<Answer> {
-        self.cli_with(arguments, "")
-    }
-
-    /// As [`Node::cli`], with something on stdin.
-    pub fn cli_with(&self, arguments: &[&str], stdin: &str) -> Result<Answer> {
-        let call = format!("muster {} (on {})", arguments.join(" "), self.name());
-        let mut child = clean(&mut Command::new(&self.binary))
-            .arg("--data-dir")
-            .arg(&self.data_dir)
-            .args(["-o", "json"])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("starting {call}"))?;
-        if let Some(mut pipe) = child.stdin.take() {
-            // A call that does not read its stdin may end before all is written.
-            let _ = pipe.write_all(stdin.as_bytes());
-        }
-        let output = child
-            .wait_with_output()
-            .with_context(|| format!("waiting for {call}"))?;
-        Ok(Answer {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            call,
-        })
-    }
-
-    /// `cluster status` as this node sees it.
-    pub fn status(&self) -> Result<Status> {
-        self.cli(&["--timeout", "2s", "cluster", "status"])?.json()
-    }
-
-    /// Waits until this node answers with a quorum behind it; an early end of the process is an error at once.
-    pub fn wait_serving(&self, timeout: Duration) -> Result<()> {
-        wait_until(&format!("{} to serve", self.name()), timeout, || {
-            if !self.is_running() {
-                return Ok(Some(Err(anyhow!("{} ended", self.name()))));
-            }
-            self.status().map(|_| Some(Ok(())))
-        })
-        .and_then(|served| served)
-        .with_context(|| format!("log of {}:\n{}", self.name(), self.log_tail(40)))
-    }
-
-    /// Waits until this node has applied `revision`.
-    pub fn wait_applied(&self, revision: u64, timeout: Duration) -> Result<()> {
-        wait_until(
-            &format!("{} to apply revision {revision}", self.name()),
-            timeout,
-            || {
-                let applied = self.status()?.revision;
-                ensure!(applied >= revision, "it has applied {applied}");
-                Ok(Some(()))
-            },
-        )
-    }
-
-    /// All that it has logged since it was made.
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    fn log_tail(&self, count: usize) -> String {
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(count)..].join("\n")
-    }
-
-    fn process(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if self.is_running() {
-            let _ = self.kill();
-        }
-    }
-}
-
-impl Answer {
-    /// The answer, or an error that says what was called and what it said.
-    pub fn ok(self) -> Result<Self> {
-        match self.code {
-            0 => Ok(self),
-            code => bail!("{}: exit {code}: {}", self.call, self.stderr.trim()),
-        }
-    }
-
-    /// What a call that went well printed, parsed.
-    pub fn json<T: for<'a> Deserialize<'a>>(self) -> Result<T> {
-        let answer = self.ok()?;
-        serde_json::from_str(&answer.stdout)
-            .with_context(|| format!("{}: reading {}", answer.call, answer.stdout))
-    }
-}
-
-impl Status {
-    /// The leader's name.
-    pub fn leader_name(&self) -> Option<&str> {
-        let is_leader = |member: &&Member| {
-            !self.leader.is_null() && (member.id == self.leader || self.leader == *member.name)
-        };
-        self.nodes
-            .iter()
-            .find(is_leader)
-            .map(|member| member.name.as_str())
-    }
-}
-
-/// The environment of whoever runs the tests must not configure the nodes.
-fn clean(command: &mut Command) -> &mut Command {
-    for (name, _) in std::env::vars_os() {
-        if name
-            .to_str()
-            .is_some_and(|name| name.starts_with("MUSTER_"))
-        {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-/// `MUSTER_BIN`, else the one that cargo built beside this program, else `target/bin/muster`.
-pub fn binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("MUSTER_BIN") {
-        return Ok(PathBuf::from(path));
-    }
-    let program = std::env::current_exe().context("finding this program")?;
-    let beside = program
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("muster"));
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bin/muster");
-    beside
-        .chain([built])
-        .find(|path| path.is_file())
-        .context("no muster binary: run `make build`, or set MUSTER_BIN")
 }

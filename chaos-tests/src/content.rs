@@ -20,6 +20,16 @@ routers: [10.77.0.1]
 lease_secs: 3600
 ";
 
+/// The lab's network, with a pool of tens of thousands.
+pub const WIDE_SUBNET: &str = "\
+kind: subnet
+name: lab
+cidr: 10.77.0.0/16
+pools: [10.77.4.0-10.77.255.200]
+routers: [10.77.0.1]
+lease_secs: 3600
+";
+
 /// The file that the payload shows on its serial port, after `MUSTER-PAYLOAD`.
 pub const TEMPLATE: &str = r#"kind: template
 name: hello.cfg

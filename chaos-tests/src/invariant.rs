@@ -1,22 +1,59 @@
 //! What must hold whatever broke, checked from outside by what every node answers.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::lab::wait_until;
+use crate::node::Node;
 
-/// Bound leases by address, as (MAC, client id), as one node reads them locally.
-pub fn bound(cluster: &Cluster, node: usize) -> Result<BTreeMap<String, (Value, Value)>> {
-    let leases: Vec<Value> = cluster.node(node).cli(&["leases", "list"])?.json()?;
+/// How long nodes that can reach each other may take to agree.
+const AGREEMENT: Duration = Duration::from_secs(30);
+
+/// All that operators and clients can see of the state.
+const RESOURCES: [&str; 10] = [
+    "machines",
+    "subnets",
+    "reservations",
+    "leases",
+    "templates",
+    "bootenvs",
+    "profiles",
+    "params",
+    "artifacts",
+    "settings",
+];
+
+/// All objects of a kind as one node has them, without asking others, and at which revision.
+pub fn local(node: &Node, resource: &str) -> Result<(u64, Vec<Value>)> {
+    let mut all = Vec::new();
+    let mut after = String::new();
+    loop {
+        let path = format!("/api/v1/{resource}?consistency=local&limit=1000{after}");
+        let (status, body) = node.get(&path)?;
+        ensure!(status == 200, "{path} answers {status}: {body}");
+        let page: Value = serde_json::from_str(&body).with_context(|| path.clone())?;
+        let items = page["items"].as_array().context("a list without items")?;
+        all.extend_from_slice(items);
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={}", next.replace('/', "%2F")),
+            None => return Ok((page["revision"].as_u64().context("no revision")?, all)),
+        }
+    }
+}
+
+/// Bound leases by address, as (MAC, client id), as one node has them.
+pub fn bound(node: &Node) -> Result<BTreeMap<Ipv4Addr, (Value, Value)>> {
+    let (_, leases) = local(node, "leases")?;
     let mut bound = BTreeMap::new();
     for lease in leases.iter().filter(|lease| lease["state"] == "bound") {
-        let address = lease["address"].as_str().unwrap_or_default().to_owned();
+        let address = lease["address"].as_str().context("no address")?.parse()?;
         let holder = (lease["mac"].clone(), lease["client_id"].clone());
-        if let Some(other) = bound.insert(address.clone(), holder.clone()) {
+        if let Some(other) = bound.insert(address, holder.clone()) {
             ensure!(
                 other == holder,
                 "{address} is bound to both {other:?} and {holder:?}"
@@ -28,26 +65,37 @@ pub fn bound(cluster: &Cluster, node: usize) -> Result<BTreeMap<String, (Value, 
 
 /// Invariants 1 and 8: every running node comes to hold the same leases, each with one owner.
 pub fn one_owner_everywhere(cluster: &Cluster) -> Result<()> {
-    wait_until(
-        "the nodes to agree on the leases",
-        Duration::from_secs(30),
-        || {
-            let mut first: Option<BTreeMap<String, (Value, Value)>> = None;
-            for (index, node) in cluster.nodes().iter().enumerate() {
-                if !node.is_running() {
-                    continue;
-                }
-                let leases = bound(cluster, index)?;
-                match &first {
-                    Some(first) => ensure!(
-                        *first == leases,
-                        "{} has {leases:?}, an earlier one {first:?}",
-                        node.name()
-                    ),
-                    None => first = Some(leases),
-                }
-            }
-            Ok(Some(()))
-        },
-    )
+    agree(cluster, "the leases", bound)
+}
+
+/// Invariant 8: all running nodes come to hold the same, object by object.
+pub fn same_everywhere(cluster: &Cluster) -> Result<()> {
+    agree(cluster, "all objects", |node| {
+        let lists = RESOURCES.map(|resource| local(node, resource));
+        let lists = lists.into_iter().collect::<Result<Vec<_>>>()?;
+        let (revisions, lists): (Vec<u64>, Vec<Vec<Value>>) = lists.into_iter().unzip();
+        Ok((revisions.into_iter().max(), lists))
+    })?;
+    one_owner_everywhere(cluster)
+}
+
+fn agree<T: PartialEq>(
+    cluster: &Cluster,
+    what: &str,
+    view: impl Fn(&Node) -> Result<T>,
+) -> Result<()> {
+    wait_until(&format!("the nodes to agree on {what}"), AGREEMENT, || {
+        let mut nodes = cluster.running();
+        let first = nodes.next().context("no node runs")?;
+        let expected = view(first)?;
+        for node in nodes {
+            ensure!(
+                view(node)? == expected,
+                "{} and {} differ",
+                first.name(),
+                node.name()
+            );
+        }
+        Ok(Some(()))
+    })
 }

@@ -19,6 +19,8 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
+use crate::disk;
+
 /// The lab's network; hosts have /24 addresses in it, and the switch is its router.
 pub const NETWORK: &str = "10.77.0.0/24";
 /// The switch's own address.
@@ -246,6 +248,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         remove_namespaces(|name| name.starts_with(&self.prefix));
         if std::env::var_os("MUSTER_KEEP").is_none() {
+            disk::unmount_below(&self.dir);
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
@@ -261,6 +264,7 @@ pub fn sweep(gone: impl Fn(u32) -> bool) {
         .flatten()
     {
         if entry.file_name().to_str().is_some_and(stale) {
+            disk::unmount_below(&entry.path());
             let _ = fs::remove_dir_all(entry.path());
         }
     }

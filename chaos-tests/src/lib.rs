@@ -1,13 +1,22 @@
 //! What must hold when things break: real processes, real firmware, real clients, real faults.
 //!
-//! Each file under `tests/` is one story. They share [`cluster`] (nodes in namespaces), [`machine`]
-//! (QEMU), [`content`] (what it boots), [`client`] (DHCP clients), [`fault`] (what breaks the
-//! network) and [`invariant`] (what must hold all the same). `make demo` is told by the same means.
+//! Each file under `tests/stories` is one story. They share [`cluster`] and [`node`] (in namespaces),
+//! [`machine`] (QEMU), [`content`] (what it boots), [`client`] (Debian's DHCP clients), [`dhcp`] and
+//! [`crowd`] (clients made of bytes, one and many), [`fault`] and [`disk`] (what breaks the network
+//! and what a power cut leaves) and [`invariant`] (what must hold all the same). `make demo` is told
+//! by the same means.
 
 pub mod client;
 pub mod cluster;
 pub mod content;
+pub mod crowd;
+pub mod dhcp;
+pub mod disk;
 pub mod fault;
 pub mod invariant;
 pub mod lab;
+pub mod load;
+pub mod localdisk;
 pub mod machine;
+pub mod node;
+pub mod wire;

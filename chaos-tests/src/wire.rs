@@ -1,0 +1,237 @@
+//! Frames on a host's network card, with any sender: one host plays as many clients as a test likes.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+
+use crate::lab::Host;
+
+/// A hardware address.
+pub type Mac = [u8; 6];
+/// What everybody on the segment hears.
+pub const EVERYBODY: Mac = [0xff; 6];
+
+const IPV4: [u8; 2] = [0x08, 0x00];
+const ARP: [u8; 2] = [0x08, 0x06];
+const UDP: u8 = 17;
+
+/// A card that hears every frame of its segment and sends what it is told.
+#[derive(Debug)]
+pub struct Wire {
+    socket: Socket,
+    /// Addresses that it answers ARP for, with the client that has them.
+    held: Mutex<HashMap<Ipv4Addr, Mac>>,
+}
+
+/// A UDP datagram in a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// Hardware addresses: who sent it and whom it is for.
+    pub macs: (Mac, Mac),
+    /// Who sent it.
+    pub from: SocketAddrV4,
+    /// Whom it is for.
+    pub to: SocketAddrV4,
+    /// What is in it.
+    pub payload: Vec<u8>,
+}
+
+impl Wire {
+    /// Opens the card of a host, which needs no address.
+    pub fn open(host: &Host) -> Result<Self> {
+        host.run("ip", &["link", "set", "dev", "eth0", "promisc", "on"])?;
+        let socket = host.inside(|| {
+            let all = u16::try_from(libc::ETH_P_ALL)?.to_be();
+            let protocol = Protocol::from(i32::from(all));
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))
+                .context("opening a packet socket")?;
+            socket.set_recv_buffer_size(4 << 20)?;
+            let index = if_nametoindex("eth0").context("finding eth0")?;
+            socket
+                .bind(&link_address(all, i32::try_from(index)?))
+                .context("binding it to eth0")?;
+            Ok(socket)
+        })?;
+        Ok(Self {
+            socket,
+            held: Mutex::default(),
+        })
+    }
+
+    /// Answers ARP for `address` in the name of `mac` from now on, whenever it receives.
+    pub fn hold(&self, address: Ipv4Addr, mac: Mac) {
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(address, mac);
+    }
+
+    /// Sends a datagram as it is.
+    pub fn send(&self, datagram: &Datagram) -> Result<()> {
+        self.send_frame(&datagram.frame()?)
+    }
+
+    /// Sends a frame as it is.
+    pub fn send_frame(&self, frame: &[u8]) -> Result<()> {
+        self.socket.send(frame).context("sending a frame")?;
+        Ok(())
+    }
+
+    /// The next datagram, or None when `deadline` has passed.
+    pub fn receive(&self, deadline: Instant) -> Result<Option<Datagram>> {
+        let mut buffer = [MaybeUninit::uninit(); 65_536];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            // A time-out of zero would be none at all.
+            self.socket
+                .set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            let length = match self.socket.recv(&mut buffer) {
+                Ok(length) => length,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock) => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error).context("receiving a frame"),
+            };
+            // SAFETY: the kernel has initialised this many octets.
+            let frame: Vec<u8> = buffer[..length]
+                .iter()
+                .map(|octet| unsafe { octet.assume_init() })
+                .collect();
+            if let Some(answer) = self.arp_answer(&frame) {
+                self.send_frame(&answer)?;
+            } else if let Some(datagram) = Datagram::parse(&frame) {
+                return Ok(Some(datagram));
+            }
+        }
+    }
+
+    /// RFC 826: who has a held address?
+    fn arp_answer(&self, frame: &[u8]) -> Option<Vec<u8>> {
+        let question: &[u8] = frame.get(14..42)?;
+        if frame[12..14] != ARP || question[6..8] != [0, 1] {
+            return None;
+        }
+        let asked: [u8; 4] = question[24..28].try_into().ok()?;
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mac = held.get(&Ipv4Addr::from(asked))?;
+        let (asker_mac, asker) = (&question[8..14], &question[14..18]);
+        let mut answer = [asker_mac, &mac[..], &ARP[..], &question[..6], &[0, 2]].concat();
+        answer.extend([&mac[..], &asked[..], asker_mac, asker].concat());
+        Some(answer)
+    }
+}
+
+impl Datagram {
+    /// Ethernet, IPv4 and UDP around the payload.
+    fn frame(&self) -> Result<Vec<u8>> {
+        let udp_length = u16::try_from(self.payload.len() + 8).context("too long a datagram")?;
+        let length = udp_length.checked_add(20).context("too long a packet")?;
+        let mut ip = vec![0x45, 0];
+        ip.extend(length.to_be_bytes());
+        ip.extend([0, 0, 0, 0, 64, UDP, 0, 0]);
+        ip.extend(self.from.ip().octets());
+        ip.extend(self.to.ip().octets());
+        let sum = checksum(&ip);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut frame = [&self.macs.1[..], &self.macs.0[..], &IPV4[..], &ip].concat();
+        frame.extend(self.from.port().to_be_bytes());
+        frame.extend(self.to.port().to_be_bytes());
+        frame.extend(udp_length.to_be_bytes());
+        // RFC 768: zero says that there is no checksum.
+        frame.extend([0, 0]);
+        frame.extend(&self.payload);
+        Ok(frame)
+    }
+
+    /// None for what is no whole UDP datagram over IPv4.
+    fn parse(frame: &[u8]) -> Option<Self> {
+        let ip = frame.get(14..)?;
+        if frame[12..14] != IPV4 || *ip.get(9)? != UDP || ip[0] >> 4 != 4 {
+            return None;
+        }
+        let udp = ip.get(usize::from(ip[0] & 15) * 4..)?;
+        let word = |at: usize| Some(u16::from_be_bytes([*udp.get(at)?, *udp.get(at + 1)?]));
+        let address = |at: usize| {
+            let octets: [u8; 4] = ip.get(at..at + 4)?.try_into().ok()?;
+            Some(Ipv4Addr::from(octets))
+        };
+        Some(Self {
+            macs: (
+                frame.get(6..12)?.try_into().ok()?,
+                frame.get(..6)?.try_into().ok()?,
+            ),
+            from: SocketAddrV4::new(address(12)?, word(0)?),
+            to: SocketAddrV4::new(address(16)?, word(2)?),
+            payload: udp.get(8..usize::from(word(4)?))?.to_vec(),
+        })
+    }
+}
+
+/// RFC 1071, over a header of even length.
+fn checksum(header: &[u8]) -> u16 {
+    let words = header
+        .chunks_exact(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) as u16 + (folded >> 16) as u16)
+}
+
+fn link_address(protocol: u16, index: i32) -> SockAddr {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: `sockaddr_ll` is one of this platform's address types; all zeros is a value of it.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol;
+    address.sll_ifindex = index;
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the storage was initialised above as an address of exactly this length.
+    unsafe { SockAddr::new(storage, length) }
+}
+
+/// Reads `52:54:00:00:00:50`.
+pub fn mac(text: &str) -> Result<Mac> {
+    let octets: Vec<u8> = text
+        .split(':')
+        .map(|octet| u8::from_str_radix(octet, 16))
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("{text} is no MAC"))?;
+    ensure!(octets.len() == 6, "{text} is no MAC");
+    Ok(octets.try_into().unwrap_or_default())
+}
+
+/// Writes `52:54:00:00:00:50`.
+pub fn mac_text(mac: Mac) -> String {
+    mac.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_survives_its_frame() -> Result<()> {
+        let sent = Datagram {
+            macs: (mac("02:00:00:00:00:01")?, EVERYBODY),
+            from: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
+            to: SocketAddrV4::new(Ipv4Addr::BROADCAST, 67),
+            payload: b"hello".to_vec(),
+        };
+        let frame = sent.frame()?;
+        assert_eq!(checksum(&frame[14..34]), 0);
+        assert_eq!(Datagram::parse(&frame), Some(sent));
+        assert_eq!(Datagram::parse(&frame[..40]), None);
+        assert_eq!(mac_text(mac("52:54:00:00:00:50")?), "52:54:00:00:00:50");
+        Ok(())
+    }
+}
