@@ -1,0 +1,106 @@
+//! A node that is cut off from the others goes on with what cannot do harm, and with nothing else.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use dhcproto::v4::MessageType;
+use muster_chaos::cluster::Cluster;
+use muster_chaos::dhcp::{Client, Port};
+use muster_chaos::{content, fault, invariant};
+
+use crate::{MAC, PATIENCE, curl, tell, wait_alone};
+
+/// How long to listen before it is said that nobody answers.
+const SILENCE: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_node_alone_confirms_and_serves_but_promises_nothing_new() -> Result<()> {
+    let cluster = Cluster::found(3)?;
+    tell(&cluster, || {
+        content::install(&cluster, &[("m1", MAC, "blue")])?;
+        let host = cluster.lab().host("clients", None)?;
+        let port = Port::direct(&host)?;
+        for alone in [cluster.leader()?, (cluster.leader()? + 1) % 3] {
+            let family = u8::try_from(alone)?;
+            let client = Client::numbered(family, 0);
+            let lease = port.bind(&client)?;
+            cluster.wait_settled(PATIENCE)?;
+            {
+                let _cut = cut_off(&cluster, alone)?;
+                wait_alone(&cluster, alone)?;
+                promises_nothing(&cluster, &port, alone, family)?;
+                let confirmed = port.insist(&client.reboot(lease.address()), MessageType::Ack)?;
+                ensure!(confirmed.address() == lease.address(), "another address");
+                ensure!(
+                    confirmed.seconds() <= lease.seconds(),
+                    "promised {:?} s of {:?}",
+                    confirmed.seconds(),
+                    lease.seconds()
+                );
+                serves(&cluster, alone)?;
+            }
+            cluster.wait_settled(PATIENCE)?;
+            let newcomer = port.bind(&Client::numbered(family, 9))?;
+            ensure!(newcomer.address() != lease.address(), "given twice");
+            invariant::same_everywhere(&cluster)?;
+        }
+        Ok(())
+    })
+}
+
+/// Cuts a node off from the others, and the others off from DHCP clients.
+fn cut_off(cluster: &Cluster, alone: usize) -> Result<Vec<fault::Fault>> {
+    let node = cluster.node(alone).host();
+    let others = (0..3).filter(|index| *index != alone);
+    let mut faults = Vec::new();
+    for other in others.map(|index| cluster.node(index).host()) {
+        faults.push(fault::cut_between(node, other)?);
+        faults.push(fault::silence_dhcp(other)?);
+    }
+    Ok(faults)
+}
+
+fn promises_nothing(cluster: &Cluster, port: &Port, alone: usize, family: u8) -> Result<()> {
+    let newcomer = Client::numbered(family, 1);
+    let stranger = Client::numbered(family, 2);
+    let questions = [
+        newcomer.discover(),
+        stranger.reboot([192, 168, 9, 9].into()),
+        stranger.reboot([10, 77, 0, 150].into()),
+    ];
+    for question in &questions {
+        port.send(question)?;
+        let replies = port.replies(question, SILENCE)?;
+        if let Some(reply) = replies.first() {
+            anyhow::bail!("{:?} without a quorum", reply.kind());
+        }
+    }
+    let node = cluster.node(alone);
+    let write = ["--timeout", "1s", "profiles", "create", "-f", "-"];
+    let answer = node.cli_with(&write, "name: nobody\n")?;
+    ensure!(
+        answer.code == 5,
+        "a write without a quorum: exit {}",
+        answer.code
+    );
+    let (status, _) = node.get("/readyz")?;
+    ensure!(status == 503, "/readyz is {status} without a quorum");
+    let (status, _) = node.get("/healthz")?;
+    ensure!(status == 200, "/healthz is {status} without a quorum");
+    Ok(())
+}
+
+fn serves(cluster: &Cluster, alone: usize) -> Result<()> {
+    let node = cluster.node(alone);
+    let client = cluster.lab().host(
+        &format!("curl{alone}"),
+        Some([10, 77, 0, 20 + u8::try_from(alone)?].into()),
+    )?;
+    let script = format!("{}/boot.ipxe?mac={MAC}", node.boot_url());
+    let script = curl(&client, &[&script]).context("the script")?;
+    ensure!(script.contains("lab/vmlinuz"), "{script}");
+    let kernel = format!("{}/artifacts/{}", node.boot_url(), content::KERNEL);
+    let head = curl(&client, &["--range", "0-1", "--output", "-", &kernel]);
+    ensure!(head.context("the kernel")?.len() == 2, "not two octets");
+    Ok(())
+}
