@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use muster_api::server::{self, Serving, SocketFile};
 use muster_api::{App, Shared, auth, rest};
-use muster_raft::{Cluster, Options, Start, belongs_to_cluster};
+use muster_raft::{Cluster, Limits, Options, Start, Timing, belongs_to_cluster};
 use nix::ifaddrs::getifaddrs;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -181,7 +181,7 @@ struct Settings {
 
 impl Settings {
     fn new(data_dir: &Path, options: &ServeOptions) -> Result<Self, Error> {
-        if !belongs_to_cluster(data_dir) && !options.found && options.join.is_empty() {
+        if !belongs_to_cluster(data_dir)? && !options.found && options.join.is_empty() {
             return Err(Error::Usage(format!(
                 "{} belongs to no cluster: give --found to found a new one, or --join HOST:8093 \
                  --join-token-file FILE to join one. (If this node was in a cluster, its disk has \
@@ -257,7 +257,7 @@ async fn begin(
     options: &ServeOptions,
     settings: &Settings,
 ) -> Result<Cluster, Error> {
-    if belongs_to_cluster(data_dir) {
+    if belongs_to_cluster(data_dir)? {
         if options.found || !options.join.is_empty() {
             tracing::info!(
                 "the data directory belongs to a cluster: --found and --join are ignored"
@@ -335,8 +335,22 @@ fn cluster_options(
         boot_port: options.boot_port,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         start,
-        timing: services::timing(options),
+        timing: timing(options),
+        limits: Limits::default(),
         unsafe_no_sync: options.unsafe_no_sync,
+    }
+}
+
+/// How fast the cluster reacts: by default as fast as a busy small machine allows.
+fn timing(options: &ServeOptions) -> Timing {
+    let default = Timing::default();
+    match options.election_ms {
+        None => default,
+        Some(shortest) => Timing {
+            heartbeat: (shortest / 4).max(1),
+            election_min: shortest.max(4),
+            election_max: shortest.max(4).saturating_mul(8) / 5,
+        },
     }
 }
 

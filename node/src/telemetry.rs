@@ -29,7 +29,11 @@ pub enum Error {
 /// # Errors
 /// When `level` is no filter.
 pub fn log(level: &str, format: LogFormat) -> Result<(), Error> {
-    let filter: EnvFilter = level.parse()?;
+    let filter: EnvFilter = match level {
+        // Raft tells each of its steps at `info`: that is for those who look for a fault in it.
+        "info" | "debug" => format!("{level},openraft=warn").parse()?,
+        other => other.parse()?,
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -37,7 +37,7 @@ async fn status(State(app): State<Shared>) -> axum::Json<Value> {
     let nodes: Vec<Value> = status
         .nodes
         .iter()
-        .map(|node| Value::Object(nodes::status(node)))
+        .map(|node| Value::Object(nodes::status(node, status.leader)))
         .collect();
     axum::Json(json!({
         "cluster_id": status.cluster_id,
@@ -95,7 +95,7 @@ async fn transfer(
     Json(body): Json,
 ) -> Result<StatusCode, Problem> {
     let Which { node } = input::parse(body)?;
-    let node = node.map(|key| nodes::find(&app, &key)).transpose()?;
+    let node = node.map(|key| app.cluster.find(&key)).transpose()?;
     app.cluster.transfer(node).await?;
     Ok(DONE)
 }
@@ -108,7 +108,7 @@ async fn drain(
 ) -> Result<StatusCode, Problem> {
     let Which { node } = input::parse(body)?;
     if let Some(key) = node {
-        let node = nodes::find(&app, &key)?;
+        let node = app.cluster.find(&key)?;
         if node != app.cluster.node_id() {
             let own = app.cluster.node_name();
             let detail =

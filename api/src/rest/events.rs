@@ -149,7 +149,7 @@ impl Following {
                 return vec![Event::default().event("gone").data(gone.to_string())];
             }
         };
-        let wanted: Vec<&Change> = changes
+        let wanted: Vec<_> = changes
             .iter()
             .filter(|change| self.filter.wants(change))
             .collect();

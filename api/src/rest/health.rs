@@ -13,15 +13,23 @@ pub async fn alive() -> Response {
     axum::Json(json!({"status": "alive"})).into_response()
 }
 
-/// The process lives and answers; a quorum is not needed for that.
-pub async fn healthz() -> Response {
-    alive().await
+/// The process lives and answers; a quorum is not needed for that. Says what is wrong, if anything.
+pub async fn healthz(State(app): State<Shared>) -> Response {
+    match app.cluster.fault() {
+        None => alive().await,
+        Some(fault) => axum::Json(json!({"status": "alive", "fault": fault})).into_response(),
+    }
 }
 
 /// The node serves and has a quorum behind it.
 pub async fn readyz(State(app): State<Shared>) -> Result<Response, Problem> {
     if app.is_draining() {
         Err(Problem::new("not_ready", "this node is about to stop"))
+    } else if let Some(fault) = app.cluster.fault() {
+        Err(Problem::new(
+            "not_ready",
+            format!("this node takes part no more: {fault}"),
+        ))
     } else if !app.cluster.has_quorum() {
         Err(Problem::new(
             "not_ready",

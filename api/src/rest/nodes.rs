@@ -6,7 +6,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use muster_raft::NodeStatus;
+use muster_raft::{NodeStatus, Role};
 use muster_storage::NodeId;
 use serde_json::{Map, Value};
 
@@ -22,13 +22,22 @@ pub fn router() -> Router<Shared> {
         .route("/{key}", get(get_one).delete(remove))
 }
 
+fn role(node: &NodeStatus, leader: Option<NodeId>) -> Value {
+    let role = match node.role {
+        _ if leader == Some(node.id) => "leader",
+        Role::Voter => "voter",
+        Role::Learner => "learner",
+    };
+    role.into()
+}
+
 /// How a node is now, as members of its JSON form.
-pub fn status(node: &NodeStatus) -> Map<String, Value> {
+pub fn status(node: &NodeStatus, leader: Option<NodeId>) -> Map<String, Value> {
     [
         ("id", Value::from(node.id.0)),
         ("name", node.name.clone().into()),
         ("address", node.address.to_string().into()),
-        ("role", node.role.to_string().into()),
+        ("role", role(node, leader)),
         ("revision", node.revision.map(|revision| revision.0).into()),
         ("lag", node.lag.into()),
         ("last_contact_ms", node.last_contact_ms.into()),
@@ -43,9 +52,9 @@ pub fn status(node: &NodeStatus) -> Map<String, Value> {
 /// All nodes by name. `revision` is that of the record; what the node has applied is
 /// `applied_revision`.
 fn all(app: &App) -> BTreeMap<String, Value> {
-    let mut now: BTreeMap<NodeId, NodeStatus> = app
-        .cluster
-        .status()
+    let status_now = app.cluster.status();
+    let leader = status_now.leader;
+    let mut now: BTreeMap<NodeId, NodeStatus> = status_now
         .nodes
         .into_iter()
         .map(|node| (node.id, node))
@@ -56,7 +65,7 @@ fn all(app: &App) -> BTreeMap<String, Value> {
             .map(|record| {
                 let mut fields = view::member(record);
                 if let Some(node) = now.remove(&record.object.id) {
-                    let mut node = status(&node);
+                    let mut node = status(&node, leader);
                     if let Some(applied) = node.remove("revision") {
                         fields.insert("applied_revision".to_owned(), applied);
                     }
@@ -78,7 +87,7 @@ async fn list(State(app): State<Shared>, Params(asked): Params<Page>) -> axum::J
 }
 
 async fn get_one(State(app): State<Shared>, Key(key): Key) -> Result<axum::Json<Value>, Problem> {
-    let id = find(&app, &key)?;
+    let id = app.cluster.find(&key)?;
     let found = all(&app).into_values().find(|node| node["id"] == id.0);
     found
         .map(axum::Json)
@@ -90,19 +99,7 @@ async fn remove(
     On(actor): On,
     Key(key): Key,
 ) -> Result<StatusCode, Problem> {
-    let node = find(&app, &key)?;
-    tracing::info!(%node, name = key, actor = actor.0, "removing a node");
-    app.cluster.remove(node).await?;
+    tracing::info!(node = key, actor = actor.0, "removing a node");
+    app.cluster.remove(&key).await?;
     Ok(DONE)
-}
-
-/// A node by name or id.
-pub fn find(app: &App, key: &str) -> Result<NodeId, Problem> {
-    let by_id = || key.parse().ok().map(NodeId);
-    app.cluster.read(|state| {
-        let by_name = state.member_named(key).map(|member| member.id);
-        by_name
-            .or_else(|| by_id().filter(|id| state.member(*id).is_some()))
-            .ok_or_else(|| Problem::not_found("node", key))
-    })
 }

@@ -45,25 +45,21 @@ impl NodeView {
 
 /// This node, and all live nodes with this one first.
 pub fn nodes(cluster: &Cluster) -> (NodeView, Vec<NodeView>) {
-    let own = cluster.node_id();
-    let mut live: Vec<_> = cluster
-        .status()
-        .nodes
+    let mut peers = cluster.peers();
+    peers.retain(|peer| peer.live || peer.own);
+    peers.sort_by_key(|peer| (!peer.own, peer.id));
+    let views: Vec<NodeView> = peers
         .into_iter()
-        .filter(|node| node.live || node.id == own)
-        .map(|node| node.id)
+        .map(|peer| NodeView {
+            name: peer.name,
+            address: peer.address,
+            boot_port: peer.boot_port,
+        })
         .collect();
-    live.sort_by_key(|id| (*id != own, *id));
-    let views: Vec<NodeView> = cluster.read(|state| {
-        live.iter()
-            .filter_map(|id| state.member(*id))
-            .map(NodeView::of)
-            .collect()
-    });
     let this = views.first().cloned().unwrap_or_else(|| NodeView {
-        // Only while this node is not a member yet, or no more.
+        // Only while this node is not a member any more.
         name: cluster.node_name().to_owned(),
-        address: IpAddr::from([127, 0, 0, 1]),
+        address: cluster.advertise(),
         boot_port: 0,
     });
     (this, views)

@@ -56,7 +56,7 @@ impl Answer {
 
 impl Api {
     pub async fn new() -> Self {
-        let cluster = Cluster::solo().await.unwrap();
+        let cluster = Cluster::solo().await;
         let stop = CancellationToken::new();
         let app = App::new(cluster.clone(), || "# metrics\n".to_owned(), stop.clone());
         let router = muster_api::rest::router(app);

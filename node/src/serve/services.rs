@@ -1,6 +1,6 @@
 //! The services of a node that belongs to a cluster.
 
-use muster_raft::{Cluster, Timing};
+use muster_raft::Cluster;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -114,9 +114,4 @@ fn interfaces(text: &str) -> Result<Interfaces, Error> {
             "--dhcp-interfaces: write names by commas, `all` or `none`".to_owned(),
         )),
     }
-}
-
-/// How fast the cluster reacts.
-pub fn timing(_options: &ServeOptions) -> Timing {
-    Timing::default()
 }

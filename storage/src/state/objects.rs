@@ -123,6 +123,9 @@ impl State {
         {
             self.put(RowKey::Report(machine.uuid), None);
         }
+        if let Object::User(user) = &record.object {
+            self.revoke_tokens(&user.name);
+        }
         self.changed(
             context,
             Action::Deleted,

@@ -426,10 +426,7 @@ impl State {
             }
             Command::AddToken(token) => self.add_token(token),
             Command::RevokeTokens { user } => {
-                let of_user = self.tokens.values().filter(|token| token.user == *user);
-                for hash in of_user.map(|token| token.hash).collect::<Vec<_>>() {
-                    self.put(RowKey::Token(hash), None);
-                }
+                self.revoke_tokens(user);
                 Ok(Effect::Done)
             }
             Command::Report { machine, body } => self.report_boot(context, *machine, body),
@@ -597,6 +594,13 @@ impl State {
         }
         self.put(RowKey::Token(token.hash), Some(Row::Token(token.clone())));
         Ok(Effect::Done)
+    }
+
+    pub(super) fn revoke_tokens(&mut self, user: &str) {
+        let of_user = self.tokens.values().filter(|token| token.user == user);
+        for hash in of_user.map(|token| token.hash).collect::<Vec<_>>() {
+            self.put(RowKey::Token(hash), None);
+        }
     }
 
     /// Tokens and identifiers whose time is over at `at`.
