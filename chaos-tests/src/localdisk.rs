@@ -57,7 +57,7 @@ pub fn make(lab: &Lab, firmware: Firmware) -> Result<Vec<String>> {
         "-drive".to_owned(),
         format!("file={file},format=raw,if=none,id=disk,readonly=on"),
         "-device".to_owned(),
-        "virtio-blk-pci,drive=disk".to_owned(),
+        "virtio-blk-pci,drive=disk,bootindex=2".to_owned(),
     ])
 }
 
