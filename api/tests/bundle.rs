@@ -69,6 +69,18 @@ async fn params_come_from_machine_profiles_global_and_default_in_this_order() {
             .0,
         "not_found"
     );
+    let hold = api
+        .get("/api/v1/boot/explain?mac=52:54:00:00:00:50")
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(hold["reason"], "bootenv lab names no kernel");
+    api.call("PUT", "/api/v1/artifacts/vmlinuz", &[], "bytes")
+        .await
+        .expect(201);
+    api.patch("/api/v1/bootenvs/lab", &json!({"kernel": "vmlinuz"}))
+        .await
+        .expect(200);
     let explained = api
         .get("/api/v1/boot/explain?mac=52:54:00:00:00:50")
         .await
