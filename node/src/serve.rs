@@ -423,6 +423,7 @@ impl Api {
         let path: PathBuf = data_dir.join("muster.sock");
         let unix = server::listen_unix(&path)
             .map_err(system(format!("listening on {}", path.display())))?;
+        let socket = SocketFile(path);
         let port = settings.api_port;
         let tcp = server::listen_tcp(port)
             .await
@@ -435,7 +436,7 @@ impl Api {
             serving,
             stop,
             tasks,
-            _socket: SocketFile(path),
+            _socket: socket,
         })
     }
 

@@ -30,8 +30,9 @@ pub enum Error {
 /// When `level` is no filter.
 pub fn log(level: &str, format: LogFormat) -> Result<(), Error> {
     let filter: EnvFilter = match level {
-        // Raft tells each of its steps at `info`: that is for those who look for a fault in it.
-        "info" | "debug" => format!("{level},openraft=warn").parse()?,
+        // Raft tells each of its steps, and each heartbeat that a dead peer misses: that is for
+        // those who look for a fault in it.
+        "info" | "debug" => format!("{level},openraft=error").parse()?,
         other => other.parse()?,
     };
     let builder = tracing_subscriber::fmt()
@@ -61,4 +62,6 @@ pub fn metrics() -> Result<PrometheusHandle, Error> {
 /// Says what this node's metrics mean, to whatever recorder there is.
 pub fn describe() {
     muster_api::rest::describe_metrics();
+    crate::boot::metrics::describe();
+    crate::dhcp::metrics::describe();
 }
