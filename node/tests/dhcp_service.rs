@@ -139,21 +139,23 @@ fn client_socket(address: Ipv4Addr, port: u16) -> UdpSocket {
         .unwrap();
     let socket = UdpSocket::from(socket);
     socket
-        .set_read_timeout(Some(Duration::from_secs(2)))
+        .set_read_timeout(Some(Duration::from_secs(1)))
         .unwrap();
     socket
 }
 
+/// Asks as clients do: again, when there is no answer.
 fn ask(socket: &UdpSocket, packet: &Packet, to: Ipv4Addr) -> (Read, SocketAddrV4) {
-    socket
-        .send_to(&packet.bytes(), SocketAddrV4::new(to, 67))
-        .unwrap();
     let mut buffer = [0; 2048];
-    let (length, from) = socket.recv_from(&mut buffer).expect("a reply");
-    let std::net::SocketAddr::V4(from) = from else {
-        unreachable!("IPv4 socket")
-    };
-    (Read::bytes(buffer[..length].to_vec()), from)
+    for _ in 0..10 {
+        socket
+            .send_to(&packet.bytes(), SocketAddrV4::new(to, 67))
+            .unwrap();
+        if let Ok((length, std::net::SocketAddr::V4(from))) = socket.recv_from(&mut buffer) {
+            return (Read::bytes(buffer[..length].to_vec()), from);
+        }
+    }
+    panic!("no reply to {packet:?}");
 }
 
 fn kind(read: &Read) -> MessageType {

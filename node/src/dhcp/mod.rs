@@ -4,11 +4,11 @@
 //! all three are pure. `service` is the shell around them, [`serve`] its life.
 
 mod clock;
-mod counters;
 pub mod decide;
 pub mod firmware;
 mod frame;
 pub mod interfaces;
+pub mod metrics;
 pub mod offers;
 pub mod options;
 mod parameters;
@@ -95,6 +95,7 @@ pub async fn serve(
         shutdown.cancelled().await;
         return Ok(());
     }
+    metrics::describe();
     let service = Service::new(cluster.clone(), options.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(listen_to_peers(cluster.clone(), Arc::clone(&service)));
@@ -152,7 +153,10 @@ pub async fn serve(
             }
         }
         first = false;
-        let registered = register(&cluster, present.values()).await;
+        let registered = tokio::select! {
+            () = shutdown.cancelled() => break,
+            registered = register(&cluster, present.values()) => registered,
+        };
         let pause = if registered {
             RESCAN
         } else {

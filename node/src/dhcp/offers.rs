@@ -16,6 +16,13 @@ const OFFER_KEPT: Duration = Duration::from_secs(60);
 /// How long an answer is remembered: longer than any rank waits, and than a client repeats.
 const ANSWER_KEPT: Duration = Duration::from_secs(10);
 
+/// What is said about a packet is said within this time of its arrival at any node; clients wait
+/// longer before they send a copy.
+pub const SAME_COPY: Duration = Duration::from_millis(500);
+
+/// How long what was learnt about a relay is believed.
+const RELAY_KEPT: Duration = Duration::from_secs(30);
+
 /// Entries in each table; the oldest are forgotten first.
 const ENTRIES_MAX: usize = 65_536;
 
@@ -125,6 +132,7 @@ pub struct Recent {
     offered_to: Table<ClientHash, Ipv4Addr>,
     exchanges: Table<ExchangeHash, Progress>,
     seen: Table<ExchangeHash, ()>,
+    only_here: Table<Ipv4Addr, ()>,
 }
 
 impl Recent {
@@ -136,7 +144,8 @@ impl Recent {
                 self.offered_to.insert(client, address, now, OFFER_KEPT);
             }
             Notice::Exchange(exchange, progress) => {
-                if self.progress(exchange, now) < Some(progress) {
+                let since = now.checked_sub(SAME_COPY).unwrap_or(now);
+                if self.progress(exchange, since, now) <= Some(progress) {
                     self.exchanges.insert(exchange, progress, now, ANSWER_KEPT);
                 }
             }
@@ -159,9 +168,26 @@ impl Recent {
         }
     }
 
-    /// How far an exchange has come.
-    pub fn progress(&self, exchange: ExchangeHash, now: Instant) -> Option<Progress> {
-        self.exchanges.get(&exchange, now).copied()
+    /// How far an exchange has come, by what was noted `since` then: what was said about an earlier
+    /// copy of a packet says nothing about a later one, whose sender did not hear it.
+    pub fn progress(
+        &self,
+        exchange: ExchangeHash,
+        since: Instant,
+        now: Instant,
+    ) -> Option<Progress> {
+        let (end, progress) = self.exchanges.entries.get(&exchange)?;
+        (*end > now && *end >= since + ANSWER_KEPT).then_some(*progress)
+    }
+
+    /// A relay's packet waited for peers in vain: they do not get what this relay sends.
+    pub fn only_here(&mut self, relay: Ipv4Addr, now: Instant) {
+        self.only_here.insert(relay, (), now, RELAY_KEPT);
+    }
+
+    /// Whether this node alone gets a relay's packets, as far as was seen lately.
+    pub fn is_only_here(&self, relay: Ipv4Addr, now: Instant) -> bool {
+        self.only_here.get(&relay, now).is_some()
     }
 
     /// Notes that a packet came; says whether it is a copy of one that came before.
@@ -243,8 +269,19 @@ mod tests {
         let (mut recent, now) = (Recent::default(), Instant::now());
         recent.note(Notice::Exchange(7, Progress::Answered), now);
         recent.note(Notice::Exchange(7, Progress::Proposed), now);
-        assert_eq!(recent.progress(7, now), Some(Progress::Answered));
-        assert_eq!(recent.progress(7, now + ANSWER_KEPT), None);
+        assert_eq!(recent.progress(7, now, now), Some(Progress::Answered));
+        let later = now + ANSWER_KEPT;
+        assert_eq!(recent.progress(7, now, later), None);
+    }
+
+    #[test]
+    fn an_answer_to_one_copy_is_none_to_the_next() {
+        let (mut recent, now) = (Recent::default(), Instant::now());
+        recent.note(Notice::Exchange(7, Progress::Answered), now);
+        let copy = now + Duration::from_secs(1);
+        assert_eq!(recent.progress(7, copy, copy), None);
+        recent.note(Notice::Exchange(7, Progress::Proposed), copy);
+        assert_eq!(recent.progress(7, copy, copy), Some(Progress::Proposed));
     }
 
     #[test]

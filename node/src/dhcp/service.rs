@@ -14,9 +14,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::Options;
 use super::clock::Clock;
-use super::counters;
 use super::decide::{Action, PeerView, Reason, conclude, decide, honoured};
-use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, client_hash};
+use super::metrics;
+use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, SAME_COPY, client_hash};
 use super::rank;
 use super::rendering::{self, Rendered};
 use super::reply::Reply;
@@ -126,7 +126,7 @@ impl Service {
                 }),
                 Err(malformed) => {
                     tracing::debug!(interface = link.name, %malformed, "packet dropped");
-                    counters::dropped(malformed.label());
+                    metrics::dropped(malformed.label());
                     None
                 }
             })
@@ -140,7 +140,7 @@ impl Service {
         });
         let mut notices = Vec::new();
         for (exchange, verdict) in exchanges.into_iter().zip(verdicts) {
-            counters::received(exchange.request.kind);
+            metrics::received(exchange.request.kind);
             match verdict {
                 Verdict::Now {
                     action: Action::Reply(reply),
@@ -184,7 +184,7 @@ impl Service {
         let first_to_go = exchange.request.kind == MessageType::Discover;
         let place = match Arc::clone(&self.waiting).try_acquire_owned() {
             Ok(place) if !(scarce && first_to_go) => place,
-            _ => return counters::dropped("overload"),
+            _ => return metrics::dropped("overload"),
         };
         let service = Arc::clone(self);
         tokio::spawn(async move {
@@ -199,8 +199,13 @@ impl Service {
         if self.progress(&exchange) == Some(Progress::Proposed) {
             tokio::time::sleep(PROPOSED_GRACE).await;
         }
-        if self.progress(&exchange) == Some(Progress::Answered) {
-            return silent(&exchange, Reason::Answered);
+        match self.progress(&exchange) {
+            Some(Progress::Answered) => return silent(&exchange, Reason::Answered),
+            None if exchange.request.relayed() => {
+                let relay = exchange.request.giaddr;
+                self.recent().only_here(relay, Instant::now());
+            }
+            _ => {}
         }
         self.look_and_finish(exchange).await;
     }
@@ -226,7 +231,12 @@ impl Service {
     }
 
     fn progress(&self, exchange: &Exchange) -> Option<Progress> {
-        self.recent().progress(exchange.hash, Instant::now())
+        // A peer may have had the packet before us, and told us so before we looked at it.
+        let since = exchange
+            .received
+            .checked_sub(SAME_COPY)
+            .unwrap_or(exchange.received);
+        self.recent().progress(exchange.hash, since, Instant::now())
     }
 
     /// Carries an action through to its reply.
@@ -283,9 +293,9 @@ impl Service {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(problem)) => {
                 tracing::debug!(%problem, "not committed");
-                return counters::dropped("not_committed");
+                return metrics::dropped("not_committed");
             }
-            Err(_) => return counters::dropped("commit_timeout"),
+            Err(_) => return metrics::dropped("commit_timeout"),
         };
         let standing = self.standing();
         let reply = self.cluster.read(|state| {
@@ -298,7 +308,7 @@ impl Service {
             Ok(None) => notices.push(Notice::Exchange(exchange.hash, Progress::Answered)),
             Err(reason) => {
                 if let Err(rejection) = &outcome.result {
-                    counters::rejected(rejection);
+                    metrics::rejected(rejection);
                 }
                 silent(exchange, reason);
             }
@@ -314,13 +324,26 @@ impl Service {
         // A client that asks again was not heard, or its answer was lost: whoever can, answers.
         let again = copy && request.kind == MessageType::Request;
         match rank {
-            Some(rank) if rank > 0 && !again => {
+            Some(rank) if rank > 0 && !again && !self.only_here(exchange) => {
                 Verdict::After(rank::delay(rank, request.relayed()))
             }
             _ if rendering::needed(state, request) => Verdict::Render,
             // A node without a rank has no identifier here either: `decide` says so.
             _ => self.verdict(state, standing, exchange, false),
         }
+    }
+
+    /// Whether no peer can have the packet: it came by unicast from its client, or from a relay
+    /// that sends to this node alone.
+    fn only_here(&self, exchange: &Exchange) -> bool {
+        let request = &*exchange.request;
+        if request.relayed() {
+            return self
+                .recent()
+                .is_only_here(request.giaddr, exchange.received);
+        }
+        let arrival = &request.arrival;
+        arrival.link.contains(&arrival.destination)
     }
 
     /// A REQUEST heard by all tells which offer the client took (RFC 2131 §4.3.2).
@@ -475,7 +498,7 @@ impl Service {
         let destination = reply.destination(request);
         if let Err(problem) = exchange.link.send(port, source, destination, &bytes) {
             tracing::debug!(?destination, %problem, "reply not sent");
-            return counters::dropped("send_failed");
+            return metrics::dropped("send_failed");
         }
         if let (MessageType::Offer, Some(client), false) =
             (reply.kind, client, reply.yiaddr.is_unspecified())
@@ -483,11 +506,11 @@ impl Service {
             notices.push(Notice::Offered(reply.yiaddr, client));
         }
         notices.push(Notice::Exchange(exchange.hash, Progress::Answered));
-        counters::sent(reply.kind, exchange.received.elapsed());
+        metrics::sent(reply.kind, exchange.received.elapsed());
         tracing::debug!(
             interface = exchange.link.name,
             client = %hex::encode(request.sender()),
-            kind = counters::label(reply.kind),
+            kind = metrics::label(reply.kind),
             address = %reply.yiaddr,
             "answered"
         );
@@ -526,9 +549,9 @@ fn silent(exchange: &Exchange, reason: Reason) {
     tracing::debug!(
         interface = exchange.link.name,
         client = %hex::encode(exchange.request.sender()),
-        kind = counters::label(exchange.request.kind),
+        kind = metrics::label(exchange.request.kind),
         reason = reason.label(),
         "not answered"
     );
-    counters::dropped(reason.label());
+    metrics::dropped(reason.label());
 }
