@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt, TryStreamExt};
+use muster_storage::NodeId;
 use muster_storage::blobs::Blobs;
 use muster_storage::model::{Object, ObjectKind, Sha256};
-use muster_storage::NodeId;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::{Semaphore, watch};
 
@@ -108,24 +108,27 @@ pub async fn fetch(
         pieces,
         left,
     };
-    Ok(futures::stream::try_unfold(fetching, |mut fetching| async move {
-        loop {
-            match fetching.pieces.try_next().await {
-                Ok(Some(bytes)) => {
-                    fetching.offset += bytes.len() as u64;
-                    return Ok(Some((bytes, fetching)));
-                }
-                Ok(None) => return Ok(None),
-                Err(error) => {
-                    let left = std::mem::take(&mut fetching.left);
-                    let next = open_next(&fetching.inner, fetching.sha, fetching.offset, left);
-                    let (pieces, left) = next.await.ok_or(error)?;
-                    fetching.pieces = pieces;
-                    fetching.left = left;
+    Ok(futures::stream::try_unfold(
+        fetching,
+        |mut fetching| async move {
+            loop {
+                match fetching.pieces.try_next().await {
+                    Ok(Some(bytes)) => {
+                        fetching.offset += bytes.len() as u64;
+                        return Ok(Some((bytes, fetching)));
+                    }
+                    Ok(None) => return Ok(None),
+                    Err(error) => {
+                        let left = std::mem::take(&mut fetching.left);
+                        let next = open_next(&fetching.inner, fetching.sha, fetching.offset, left);
+                        let (pieces, left) = next.await.ok_or(error)?;
+                        fetching.pieces = pieces;
+                        fetching.left = left;
+                    }
                 }
             }
-        }
-    }))
+        },
+    ))
 }
 
 async fn open_next(
@@ -149,7 +152,11 @@ pub async fn hold(inner: &Arc<Inner>, sha: Sha256, first: Option<u64>) -> io::Re
         return Ok(());
     }
     let mut done = {
-        let mut running = inner.pulls.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = inner
+            .pulls
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match running.get(&sha) {
             Some(done) => done.clone(),
             None => {
@@ -161,8 +168,11 @@ pub async fn hold(inner: &Arc<Inner>, sha: Sha256, first: Option<u64>) -> io::Re
                     if let Err(error) = &result {
                         tracing::warn!(%sha, %error, "cannot pull an artifact");
                     }
-                    let mut running =
-                        puller.pulls.running.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut running = puller
+                        .pulls
+                        .running
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
                     running.remove(&sha);
                     sender.send_replace(Some(result.is_ok()));
                 });

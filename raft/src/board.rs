@@ -85,7 +85,9 @@ impl Board {
 
     /// Whether a peer was there and is not any more. A peer not heard of yet is neither.
     pub fn is_dead(&self, peer: u64) -> bool {
-        self.lock().get(&peer).is_some_and(|contact| !contact.live())
+        self.lock()
+            .get(&peer)
+            .is_some_and(|contact| !contact.live())
     }
 
     /// Notices silence; called often.

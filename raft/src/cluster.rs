@@ -4,26 +4,29 @@ use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::Stream;
 use muster_storage::blobs::Blobs;
+use muster_storage::engine::Engine;
 use muster_storage::model::{JoinToken, Member, Sha256};
-use muster_storage::{Actor, Command, NodeId, Outcome, Proposal, RequestId, Revision, State, Timestamp};
+use muster_storage::{
+    Actor, Command, NodeId, Outcome, Proposal, RequestId, Revision, State, Timestamp,
+};
 use openraft::ReadPolicy;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-pub use crate::options::{Limits, Options, Start, Timing};
 use crate::artifacts::{self, Pulls};
 use crate::board::Board;
 use crate::desk::{self, Desk};
 use crate::follow::Follow;
+pub use crate::options::{Limits, Options, Start, Timing};
 use crate::peer::Links;
 use crate::status::{NodeStatus, Peer, Role, Status};
 use crate::store::{Memory, Progress};
@@ -51,6 +54,7 @@ pub struct Inner {
     pub sealer: Option<Sealer>,
     pub api_tls: Arc<rustls::ServerConfig>,
     pub raft: Raft,
+    pub engine: Engine,
     pub memory: Arc<Memory>,
     pub progress: watch::Receiver<Progress>,
     pub view: watch::Receiver<View>,
@@ -68,7 +72,7 @@ pub struct Inner {
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     /// Goes with a node in memory.
-    pub scratch: Option<tempfile::TempDir>,
+    pub _scratch: Option<tempfile::TempDir>,
 }
 
 impl Inner {
@@ -131,8 +135,9 @@ impl Inner {
 
     /// Present members by the state, with those that only Raft knows yet.
     pub fn members(&self) -> Vec<NodeId> {
-        let mut members: Vec<NodeId> =
-            self.memory.read(|state| state.members().map(|member| member.id).collect());
+        let mut members: Vec<NodeId> = self
+            .memory
+            .read(|state| state.members().map(|member| member.id).collect());
         if members.is_empty() {
             members.extend(self.view.borrow().nodes.keys().map(|id| NodeId(*id)));
         }
@@ -172,7 +177,9 @@ impl Inner {
 }
 
 fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -285,7 +292,9 @@ impl Cluster {
         let view = inner.view.borrow().clone();
         let progress = *inner.progress.borrow();
         let members: Vec<Member> = self.read(|state| state.members().cloned().collect());
-        let contacts = members.iter().map(|member| inner.board.contact(member.id.0));
+        let contacts = members
+            .iter()
+            .map(|member| inner.board.contact(member.id.0));
         let contacts: Vec<_> = contacts.collect();
         let furthest = contacts
             .iter()
@@ -295,7 +304,11 @@ impl Cluster {
         let nodes = members.into_iter().zip(contacts).map(|(member, contact)| {
             let own = member.id == inner.id;
             let said = contact.as_ref().map(|contact| &contact.status);
-            let applied = if own { Some(progress.applied) } else { said.map(|said| said.applied) };
+            let applied = if own {
+                Some(progress.applied)
+            } else {
+                said.map(|said| said.applied)
+            };
             let revision = if own {
                 Some(progress.revision)
             } else {
@@ -312,7 +325,9 @@ impl Cluster {
                 last_contact_ms: if own {
                     Some(0)
                 } else {
-                    contact.as_ref().map(|c| u64::try_from(c.at.elapsed().as_millis()).unwrap_or(u64::MAX))
+                    contact
+                        .as_ref()
+                        .map(|c| u64::try_from(c.at.elapsed().as_millis()).unwrap_or(u64::MAX))
                 },
                 live: own || contact.as_ref().is_some_and(|contact| contact.live()),
                 name: member.name,
@@ -444,6 +459,9 @@ impl Cluster {
         if ended.is_err() {
             tracing::warn!("some tasks did not end");
         }
+        // Handles to this node may live on; its disk is free for another start.
+        inner.engine.rows.close();
+        inner.engine.log.close();
     }
 
     /// The server side of the API's TLS: this node's certificate, no client certificates.

@@ -130,7 +130,9 @@ pub async fn propose(inner: &Inner, mut proposal: Proposal) -> Result<Outcome, E
             metrics::counter!("muster_raft_proposals_shed_total").increment(1);
             match error {
                 mpsc::error::TrySendError::Full(_) => Error::Overloaded,
-                mpsc::error::TrySendError::Closed(_) => Error::Stopped("it is shutting down".into()),
+                mpsc::error::TrySendError::Closed(_) => {
+                    Error::Stopped("it is shutting down".into())
+                }
             }
         })?;
         let setback = match tokio::time::timeout_at(deadline, reply).await {
@@ -202,7 +204,9 @@ async fn dispatch(inner: Arc<Inner>, mut queue: mpsc::Receiver<Ticket>) {
 }
 
 fn settle(tickets: Vec<Ticket>, results: Vec<Result<Outcome, Why>>) {
-    let results = results.into_iter().chain(std::iter::repeat(Err(Why::Unknown)));
+    let results = results
+        .into_iter()
+        .chain(std::iter::repeat(Err(Why::Unknown)));
     for (ticket, result) in tickets.into_iter().zip(results) {
         match result {
             Ok(outcome) => {

@@ -11,7 +11,9 @@ pub enum Error {
     #[error("no leader can be reached, so nothing was written; see `muster cluster status`")]
     NoLeader,
     /// The deadline passed, or the leader was lost, after the proposal was sent.
-    #[error("the answer did not come in time; the write may or may not have been made: read before trying again")]
+    #[error(
+        "the answer did not come in time; the write may or may not have been made: read before trying again"
+    )]
     Timeout,
     /// Too many proposals are waiting; nothing was done.
     #[error("too many writes are waiting; try again in a moment")]
@@ -20,7 +22,9 @@ pub enum Error {
     #[error("the cluster refused the join token; make a new one with `muster cluster join-token`")]
     TokenRefused,
     /// The text is not a join token.
-    #[error("this is not a join token; copy the whole line that `muster cluster join-token` printed")]
+    #[error(
+        "this is not a join token; copy the whole line that `muster cluster join-token` printed"
+    )]
     BadToken,
     /// The cluster did not admit this node, for a reason other than the token.
     #[error("the cluster did not admit this node: {0}")]

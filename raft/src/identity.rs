@@ -35,7 +35,9 @@ impl Files {
     /// The files of `dir`, which is made if it does not exist.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(Error::io(format!("making {}", dir.display())))?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self {
+            dir: dir.to_owned(),
+        })
     }
 
     /// The directory.
@@ -58,8 +60,8 @@ impl Files {
 
     /// Writes who this node is.
     pub fn set_identity(&self, identity: &Identity) -> Result<(), Error> {
-        let text = serde_json::to_vec_pretty(identity)
-            .map_err(|error| self.bad("node.json", error))?;
+        let text =
+            serde_json::to_vec_pretty(identity).map_err(|error| self.bad("node.json", error))?;
         self.write("node.json", &text, 0o644)
     }
 

@@ -54,7 +54,9 @@ pub async fn admit(
     match leader {
         Some(leader) if leader != inner.id.0 => {
             let link = inner.links.to(leader);
-            let mut fast = link.map_err(|error| Status::unavailable(error.to_string()))?.fast;
+            let mut fast = link
+                .map_err(|error| Status::unavailable(error.to_string()))?
+                .fast;
             fast.join(request).await.map(tonic::Response::into_inner)
         }
         _ => Err(Status::unavailable("the cluster has no leader just now")),
@@ -216,7 +218,10 @@ async fn ask(
         doing: format!("asking {peer} to be admitted"),
         source: std::io::Error::other(status.message().to_owned()),
     };
-    let reply = reply.map_err(|_| Error::Timeout)?.map_err(status)?.into_inner();
+    let reply = reply
+        .map_err(|_| Error::Timeout)?
+        .map_err(status)?
+        .into_inner();
     if reply.token_refused {
         Err(Error::TokenRefused)
     } else if reply.problem.is_empty() {
@@ -227,11 +232,14 @@ async fn ask(
 }
 
 fn settle(files: &Files, token: &Token, reply: proto::JoinReply) -> Result<Admission, Error> {
-    let bad = |what: &str| Error::NotAdmitted(format!("{what} in the cluster's answer is not valid"));
+    let bad =
+        |what: &str| Error::NotAdmitted(format!("{what} in the cluster's answer is not valid"));
     if tls::pin(&reply.ca_pem)? != token.pin {
         return Err(bad("the authority"));
     }
-    let key: [u8; 32] = reply.keyring[..].try_into().map_err(|_| bad("the keyring"))?;
+    let key: [u8; 32] = reply.keyring[..]
+        .try_into()
+        .map_err(|_| bad("the keyring"))?;
     let identity = Identity {
         cluster_id: reply.cluster.parse().map_err(|_| bad("the cluster"))?,
         node_id: reply.node,

@@ -156,7 +156,10 @@ pub async fn serve(inner: &Arc<Inner>, request: proto::ManageRequest) -> proto::
         None => Err(Error::Refused("an empty order".into())),
     };
     proto::ManageReply {
-        problem: result.err().map(|error| error.to_string()).unwrap_or_default(),
+        problem: result
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default(),
         not_leader: false,
     }
 }
@@ -201,7 +204,12 @@ pub async fn order(inner: &Arc<Inner>, order: proto::manage_request::Order) -> R
 
 async fn remove(inner: &Arc<Inner>, node: u64) -> Result<(), Error> {
     let view = inner.view.borrow().clone();
-    let left: Vec<u64> = view.voters.iter().copied().filter(|id| *id != node).collect();
+    let left: Vec<u64> = view
+        .voters
+        .iter()
+        .copied()
+        .filter(|id| *id != node)
+        .collect();
     if left.is_empty() {
         return Err(Error::Refused("the last voter cannot be removed".into()));
     }
@@ -251,7 +259,12 @@ pub async fn transfer(inner: &Arc<Inner>, to: Option<u64>) -> Result<(), Error> 
         None => *best.ok_or_else(|| Error::Refused("no other voter is live".into()))?,
     };
     let stopped = |error: openraft::errors::Fatal<_>| Error::Stopped(error.to_string());
-    inner.raft.trigger().transfer_leader(to).await.map_err(stopped)?;
+    inner
+        .raft
+        .trigger()
+        .transfer_leader(to)
+        .await
+        .map_err(stopped)?;
     let mut view = inner.view.clone();
     let other = |view: &View| !view.leading && view.leader.is_some_and(|now| now != inner.id.0);
     match tokio::time::timeout(Duration::from_secs(3), view.wait_for(other)).await {
@@ -283,12 +296,18 @@ mod tests {
     fn a_joiner_learns_first_and_votes_when_it_is_close() {
         let step = |view: &View, live: bool| next_step(view, &members(&[1, 9]), 1, |_| live);
         let fresh = view(&[1], &[1], &[]);
-        assert!(matches!(step(&fresh, true), Some(ChangeMembers::AddNodes(_))));
+        assert!(matches!(
+            step(&fresh, true),
+            Some(ChangeMembers::AddNodes(_))
+        ));
         let behind = view(&[1], &[1, 9], &[(9, 10)]);
         assert!(step(&behind, true).is_none());
         let close = view(&[1], &[1, 9], &[(9, 990)]);
         assert!(step(&close, false).is_none());
-        assert!(matches!(step(&close, true), Some(ChangeMembers::AddVoterIds(_))));
+        assert!(matches!(
+            step(&close, true),
+            Some(ChangeMembers::AddVoterIds(_))
+        ));
         assert!(step(&view(&[1, 9], &[1, 9], &[(9, 990)]), true).is_none());
     }
 
@@ -298,6 +317,9 @@ mod tests {
         let voter = view(&[1, 2, 3], &[1, 2, 3], &[]);
         assert!(matches!(step(&voter), Some(ChangeMembers::RemoveVoters(_))));
         let learner = view(&[1, 2], &[1, 2, 3], &[]);
-        assert!(matches!(step(&learner), Some(ChangeMembers::RemoveNodes(_))));
+        assert!(matches!(
+            step(&learner),
+            Some(ChangeMembers::RemoveNodes(_))
+        ));
     }
 }

@@ -28,7 +28,10 @@ pub async fn barrier(inner: &Inner) -> Result<(), Error> {
     loop {
         inner.check_running()?;
         let (sender, receiver) = oneshot::channel();
-        inner.reads.try_send(sender).map_err(|_| Error::Overloaded)?;
+        inner
+            .reads
+            .try_send(sender)
+            .map_err(|_| Error::Overloaded)?;
         match tokio::time::timeout_at(deadline, receiver).await {
             Ok(Ok(true)) => return Ok(()),
             Ok(_) => tokio::time::sleep(RETRY).await,

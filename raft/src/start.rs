@@ -183,9 +183,8 @@ fn founding(
 
 async fn propose_founding(cluster: &Cluster, founding: Founding) -> Result<(), Error> {
     let inner = &cluster.inner;
-    let address = Address(
-        SocketAddr::new(inner.options.advertise, inner.options.peer_port).to_string(),
-    );
+    let address =
+        Address(SocketAddr::new(inner.options.advertise, inner.options.peer_port).to_string());
     inner
         .raft
         .initialize(BTreeMap::from([(inner.id.0, address)]))
@@ -293,15 +292,16 @@ pub async fn solo(blobs_dir: Option<PathBuf>) -> Cluster {
         options,
     };
     let cluster = assemble(parts, None).await.expect("a node in memory");
-    propose_founding(&cluster, founding).await.expect("a founding");
-    cluster.applied(cluster.inner.progress.borrow().revision).await;
+    propose_founding(&cluster, founding)
+        .await
+        .expect("a founding");
+    cluster
+        .applied(cluster.inner.progress.borrow().revision)
+        .await;
     cluster
 }
 
-async fn assemble(
-    parts: Parts,
-    outside: Option<(&Files, TcpListener)>,
-) -> Result<Cluster, Error> {
+async fn assemble(parts: Parts, outside: Option<(&Files, TcpListener)>) -> Result<Cluster, Error> {
     let Parts {
         options,
         identity,
@@ -320,6 +320,7 @@ async fn assemble(
     let opening = || Error::io("reading stored data");
     let (machine, log) = {
         let no_sync = options.unsafe_no_sync;
+        let engine = engine.clone();
         tokio::task::spawn_blocking(move || {
             let machine = Machine::open(&engine, snapshots)?;
             Ok((machine, LogStore::open(&engine, no_sync)?))
@@ -330,8 +331,8 @@ async fn assemble(
     };
     let memory = machine.memory();
     check_cluster(&memory, &identity)?;
-    let certificate_pem = renew(&memory, &options, &identity, &key, sealer.as_ref())?
-        .unwrap_or(certificate_pem);
+    let certificate_pem =
+        renew(&memory, &options, &identity, &key, sealer.as_ref())?.unwrap_or(certificate_pem);
     let holder = CertificateHolder::new(&certificate_pem, &key.pem(), &ca_pem)?;
     if let Some((files, _)) = &outside {
         files.set_node_certificate(&certificate_pem)?;
@@ -374,6 +375,7 @@ async fn assemble(
         ca_pem,
         sealer,
         raft,
+        engine,
         progress: memory.progress(),
         memory,
         view,
@@ -389,11 +391,13 @@ async fn assemble(
         caught_up: AtomicBool::new(false),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
-        scratch,
+        _scratch: scratch,
         options,
     });
     // Follows raft to its very end, so that a fault is seen also while the node stops.
-    inner.tasks.spawn(view::follow(inner.raft.clone(), view_sender));
+    inner
+        .tasks
+        .spawn(view::follow(inner.raft.clone(), view_sender));
     desk::start(&inner, queues);
     inner.spawn(reads::run(Arc::clone(&inner), reads_queue));
     inner.spawn(catch_up(Arc::clone(&inner)));
@@ -441,7 +445,10 @@ fn renew(
         return Ok(None);
     };
     authority?
-        .sign(&names(identity.cluster_id, identity.node_id, options), &key.0)
+        .sign(
+            &names(identity.cluster_id, identity.node_id, options),
+            &key.0,
+        )
         .map(Some)
 }
 

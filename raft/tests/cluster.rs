@@ -71,7 +71,9 @@ async fn write(cluster: &Cluster, name: &str) -> Outcome {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, writing).await.expect("a write")
+    tokio::time::timeout(PATIENCE, writing)
+        .await
+        .expect("a write")
 }
 
 fn has(cluster: &Cluster, name: &str) -> bool {
@@ -129,10 +131,14 @@ impl Three {
         three
     }
 
-    async fn restart(&mut self, i: usize) {
+    /// Starts a stopped node again, at another port or at the one that it had.
+    async fn restart(&mut self, i: usize, same_port: bool) {
         let name = format!("n{i}");
         let mut options = options(self.dirs[i].path(), &name, Start::Resume);
         options.limits = self.limits;
+        if same_port {
+            options.peer_port = self.nodes[i].peer_port();
+        }
         self.nodes[i] = Cluster::start(options).await.unwrap();
     }
 
@@ -160,28 +166,49 @@ async fn solo_proposes_reads_and_follows() {
     let cluster = Cluster::solo().await;
     let mut follow = cluster.follow(cluster.read(muster_storage::State::revision));
     let outcome = cluster.propose(put("a")).await.unwrap();
-    assert!(matches!(outcome.result, Ok(Effect::Stored { created: true, .. })));
-    assert!(cluster.read_linear(|state| state.object(ObjectKind::Profile, "a").is_some()).await.unwrap());
+    assert!(matches!(
+        outcome.result,
+        Ok(Effect::Stored { created: true, .. })
+    ));
+    assert!(
+        cluster
+            .read_linear(|state| state.object(ObjectKind::Profile, "a").is_some())
+            .await
+            .unwrap()
+    );
     let changes = loop {
         let changes = follow.next().await.unwrap();
-        if changes.iter().any(|change| change.revision == outcome.revision) {
+        if changes
+            .iter()
+            .any(|change| change.revision == outcome.revision)
+        {
             break changes;
         }
     };
     assert_eq!(changes.last().unwrap().subject.key(), "a");
     assert!(cluster.is_leader() && cluster.has_quorum());
-    assert_eq!(cluster.applied_by_all(), Some(Revision::new(outcome.revision.log_index(), 0)));
+    assert_eq!(
+        cluster.applied_by_all(),
+        Some(Revision::new(outcome.revision.log_index(), 0))
+    );
     until("it has caught up", || cluster.caught_up_once()).await;
     cluster.drain_and_stop().await;
-    assert!(matches!(cluster.propose(put("b")).await, Err(Error::Stopped(_))));
+    assert!(matches!(
+        cluster.propose(put("b")).await,
+        Err(Error::Stopped(_))
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_proposals_share_entries() {
     let cluster = Cluster::solo().await;
     let names: Vec<String> = (0..2000).map(|i| format!("p{i}")).collect();
-    let outcomes = futures::future::join_all(names.iter().map(|name| cluster.propose(put(name)))).await;
-    let mut revisions: Vec<u64> = outcomes.into_iter().map(|o| o.unwrap().revision.0).collect();
+    let outcomes =
+        futures::future::join_all(names.iter().map(|name| cluster.propose(put(name)))).await;
+    let mut revisions: Vec<u64> = outcomes
+        .into_iter()
+        .map(|o| o.unwrap().revision.0)
+        .collect();
     revisions.sort_unstable();
     revisions.dedup();
     assert_eq!(revisions.len(), 2000);
@@ -199,7 +226,11 @@ async fn three_nodes_replicate_lose_their_leader_and_restart() {
         for node in &three.nodes {
             node.applied(outcome.revision).await;
             assert!(has(node, &name));
-            assert!(node.read_linear(|state| state.object(ObjectKind::Profile, &name).is_some()).await.unwrap());
+            assert!(
+                node.read_linear(|state| state.object(ObjectKind::Profile, &name).is_some())
+                    .await
+                    .unwrap()
+            );
         }
     }
     three.agree().await;
@@ -209,26 +240,35 @@ async fn three_nodes_replicate_lose_their_leader_and_restart() {
     let other = (leader + 1) % 3;
     let started = std::time::Instant::now();
     write(&three.nodes[other], "after-loss").await;
-    println!("a write went through {:?} after the leader stopped", started.elapsed());
+    println!(
+        "a write went through {:?} after the leader stopped",
+        started.elapsed()
+    );
     until("the dead one is seen as dead", || {
         let status = three.nodes[other].status();
         status.nodes.iter().filter(|node| !node.live).count() == 1
     })
     .await;
 
-    three.restart(leader).await;
-    until("it has what it missed", || has(&three.nodes[leader], "after-loss")).await;
+    three.restart(leader, false).await;
+    until("it has what it missed", || {
+        has(&three.nodes[leader], "after-loss")
+    })
+    .await;
     three.agree().await;
 
     for node in &three.nodes {
         node.stop().await;
     }
     for i in 0..3 {
-        three.restart(i).await;
+        three.restart(i, true).await;
     }
     write(&three.nodes[0], "after-restart").await;
     for node in &three.nodes {
-        until("all is there", || has(node, "from-n2") && has(node, "after-restart")).await;
+        until("all is there", || {
+            has(node, "from-n2") && has(node, "after-restart")
+        })
+        .await;
     }
     three.agree().await;
     for node in &three.nodes {
@@ -239,7 +279,9 @@ async fn three_nodes_replicate_lose_their_leader_and_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_token_is_refused() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let founder = Cluster::start(options(dirs[0].path(), "a", found())).await.unwrap();
+    let founder = Cluster::start(options(dirs[0].path(), "a", found()))
+        .await
+        .unwrap();
     let good = founder
         .join_token(Duration::from_secs(60), Actor("test".into()))
         .await
@@ -271,7 +313,10 @@ async fn leadership_is_handed_over_before_a_stop() {
     let started = std::time::Instant::now();
     three.nodes[leader].drain_and_stop().await;
     write(other, "after-drain").await;
-    println!("a write went through {:?} after the drain began", started.elapsed());
+    println!(
+        "a write went through {:?} after the drain began",
+        started.elapsed()
+    );
     for node in &three.nodes {
         node.stop().await;
     }
@@ -290,16 +335,74 @@ async fn a_node_that_was_away_gets_a_snapshot() {
     for i in 0..300 {
         write(&three.nodes[writer], &format!("p{i}")).await;
     }
-    three.restart(away).await;
+    three.restart(away, false).await;
     until("it has caught up", || has(&three.nodes[away], "p299")).await;
     three.agree().await;
     write(&three.nodes[away], "after-snapshot").await;
     three.agree().await;
     // What came by snapshot is on the disk.
     three.nodes[away].stop().await;
-    three.restart(away).await;
+    three.restart(away, false).await;
     assert!(has(&three.nodes[away], "p299"));
     three.agree().await;
+    for node in &three.nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn artifacts_are_spread_pulled_and_streamed() {
+    use futures::TryStreamExt;
+    let three = Three::start().await;
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|i| i.to_le_bytes()[1]).collect();
+    let mut writer = three.nodes[0].blobs().writer().unwrap();
+    writer.write(&bytes).unwrap();
+    let (sha, size) = writer.finish(None).unwrap();
+    let streamed = three.nodes[1].fetch_blob(sha, 1000).await.unwrap();
+    let pieces: Vec<bytes::Bytes> = streamed.try_collect().await.unwrap();
+    assert!(pieces.concat() == bytes[1000..]);
+    let holders = three.nodes[0].spread(sha, size).await.unwrap();
+    assert!(holders.len() >= 2);
+    for node in &three.nodes {
+        until("all have it", || node.blobs().size(&sha) == Some(size)).await;
+    }
+
+    // What was committed while a node did not have it is pulled without being asked.
+    let mut writer = three.nodes[2].blobs().writer().unwrap();
+    writer.write(b"small").unwrap();
+    let (sha, size) = writer.finish(None).unwrap();
+    let artifact = serde_json::json!({ "path": "a/b", "sha256": sha, "size": size });
+    let outcome = three.nodes[1]
+        .propose(Proposal {
+            command: Command::Put {
+                object: Object::Artifact(serde_json::from_value(artifact).unwrap()),
+                mode: PutMode::Apply,
+            },
+            ..put("unused")
+        })
+        .await
+        .unwrap();
+    outcome.result.unwrap();
+    for node in &three.nodes {
+        until("all pulled it", || node.blobs().size(&sha) == Some(size)).await;
+    }
+    assert!(
+        three.nodes[0]
+            .fetch_blob(muster_storage::model::Sha256([1; 32]), 0)
+            .await
+            .is_err()
+    );
+
+    let mut heard = three.nodes[2].gossips();
+    let heard = async { heard.recv().await.unwrap() };
+    let say = async {
+        loop {
+            three.nodes[0].gossip("hello".into());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (from, said) = tokio::select! { heard = heard => heard, () = say => unreachable!() };
+    assert_eq!((from, &said[..]), (three.nodes[0].node_id(), &b"hello"[..]));
     for node in &three.nodes {
         node.stop().await;
     }
@@ -311,11 +414,17 @@ async fn a_removed_node_is_out() {
     let leader = three.leader();
     let gone = (leader + 1) % 3;
     let id = three.nodes[gone].node_id();
-    three.nodes[leader].remove(&format!("n{gone}")).await.unwrap();
+    three.nodes[leader]
+        .remove(&format!("n{gone}"))
+        .await
+        .unwrap();
     let status = three.nodes[leader].status();
     assert!(status.nodes.iter().all(|node| node.id != id));
     write(&three.nodes[leader], "without-it").await;
-    assert!(matches!(three.nodes[leader].remove("nobody").await, Err(Error::NoSuchNode(_))));
+    assert!(matches!(
+        three.nodes[leader].remove("nobody").await,
+        Err(Error::NoSuchNode(_))
+    ));
     for node in &three.nodes {
         node.stop().await;
     }

@@ -1,5 +1,6 @@
 //! The listening side of the peer link.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
@@ -32,13 +33,26 @@ pub struct Origin {
     pub certificate: Option<PeerCertificate>,
 }
 
-struct PeerIo(TlsStream<TcpStream>);
+/// A connection that breaks when the node stops: a peer's streams would last for ever.
+struct PeerIo {
+    stream: TlsStream<TcpStream>,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl PeerIo {
+    fn new(stream: TlsStream<TcpStream>, stop: CancellationToken) -> Self {
+        Self {
+            stream,
+            stopped: Box::pin(stop.cancelled_owned()),
+        }
+    }
+}
 
 impl Connected for PeerIo {
     type ConnectInfo = Origin;
 
     fn connect_info(&self) -> Origin {
-        let chain = self.0.get_ref().1.peer_certificates();
+        let chain = self.stream.get_ref().1.peer_certificates();
         let leaf = chain.and_then(<[_]>::first).cloned();
         Origin {
             certificate: leaf.map(PeerCertificate),
@@ -52,7 +66,11 @@ impl AsyncRead for PeerIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+        let this = self.get_mut();
+        if this.stopped.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buf)
     }
 }
 
@@ -62,15 +80,15 @@ impl AsyncWrite for PeerIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
 
@@ -78,6 +96,7 @@ async fn accept(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     connections: mpsc::Sender<io::Result<PeerIo>>,
+    stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
@@ -97,7 +116,7 @@ async fn accept(
                 }
             },
         };
-        let (acceptor, connections) = (acceptor.clone(), connections.clone());
+        let (acceptor, connections, stop) = (acceptor.clone(), connections.clone(), stop.clone());
         tokio::spawn(async move {
             let _permit = permit;
             let handshake = async {
@@ -107,7 +126,7 @@ async fn accept(
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(Ok(stream)) => {
                     // The server may be stopping.
-                    let _ = connections.send(Ok(PeerIo(stream))).await;
+                    let _ = connections.send(Ok(PeerIo::new(stream, stop))).await;
                 }
                 Ok(Err(error)) => {
                     metrics::counter!("muster_raft_handshakes_failed_total").increment(1);
@@ -140,11 +159,10 @@ pub async fn serve(
         .add_service(server)
         .serve_with_incoming(ReceiverStream::new(connections));
     tokio::select! {
-        // Connections do not end by themselves: a peer's streams are meant to last.
         () = stop.cancelled() => {}
         result = serving => if let Err(error) = result {
             tracing::error!(%error, "the peer link stopped");
         },
-        () = accept(listener, tls, sender) => {}
+        () = accept(listener, tls, sender, stop.clone()) => {}
     }
 }

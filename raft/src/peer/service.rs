@@ -50,17 +50,19 @@ impl Service {
             .and_then(|origin| origin.certificate.as_ref())
             .ok_or_else(|| Status::unauthenticated("a client certificate is needed"))?;
         if !certificate.is_for(inner.cluster_id, from) {
-            return Err(Status::permission_denied("the certificate is another node's"));
+            return Err(Status::permission_denied(
+                "the certificate is another node's",
+            ));
         }
         inner.memory.read(|state| match state.member(NodeId(from)) {
-            Some(member) if certificate.key_hash() != Some(member.key_hash.0) => {
-                Err(Status::permission_denied("the certificate's key is not the member's"))
-            }
+            Some(member) if certificate.key_hash() != Some(member.key_hash.0) => Err(
+                Status::permission_denied("the certificate's key is not the member's"),
+            ),
             // Ids come from revisions: one that this node has passed without the member being
             // there was removed, a later one has not been heard of yet.
-            None if state.revision().0 > from => {
-                Err(Status::permission_denied("this node was removed from the cluster"))
-            }
+            None if state.revision().0 > from => Err(Status::permission_denied(
+                "this node was removed from the cluster",
+            )),
             _ => Ok(from),
         })
     }
@@ -114,15 +116,17 @@ impl proto::peer_server::Peer for Service {
         Ok(Response::new(Box::pin(replies)))
     }
 
-    async fn heartbeat(
-        &self,
-        request: Request<proto::AppendRequest>,
-    ) -> Reply<proto::AppendReply> {
+    async fn heartbeat(&self, request: Request<proto::AppendRequest>) -> Reply<proto::AppendReply> {
         let (_, request) = self.guard(request)?;
         let request: openraft::raft::AppendEntriesRequest<_> = request.try_into()?;
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|e| e.log_id).or(previous);
-        let response = self.inner.raft.append_entries(request).await.map_err(fatal)?;
+        let response = self
+            .inner
+            .raft
+            .append_entries(request)
+            .await
+            .map_err(fatal)?;
         use openraft::raft::{AppendEntriesResponse as R, StreamAppendError};
         let result = match response {
             R::Success => Ok(last),
@@ -161,7 +165,10 @@ impl proto::peer_server::Peer for Service {
             .await
             .map_err(fatal)?;
         Ok(Response::new(proto::TransferReply {
-            refused: result.err().map(|error| error.to_string()).unwrap_or_default(),
+            refused: result
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default(),
         }))
     }
 
@@ -190,12 +197,11 @@ impl proto::peer_server::Peer for Service {
             let Some(Piece::Bytes(bytes)) = piece.piece else {
                 return Err(Status::invalid_argument("a second header in a snapshot"));
             };
-            receiver = tokio::task::spawn_blocking(move || {
-                receiver.write(&bytes).map(|()| receiver)
-            })
-            .await
-            .map_err(blocking)?
-            .map_err(fatal)?;
+            receiver =
+                tokio::task::spawn_blocking(move || receiver.write(&bytes).map(|()| receiver))
+                    .await
+                    .map_err(blocking)?
+                    .map_err(fatal)?;
         }
         let rows = Arc::clone(memory.rows());
         let snapshot = tokio::task::spawn_blocking(move || receiver.finish(&*rows))
@@ -240,7 +246,11 @@ impl proto::peer_server::Peer for Service {
 
     async fn pulse(&self, request: Request<Streaming<proto::Beat>>) -> Reply<Self::PulseStream> {
         let (from, beats) = self.guard(request)?;
-        Ok(Response::new(pulse::answer(Arc::clone(&self.inner), from, beats)))
+        Ok(Response::new(pulse::answer(
+            Arc::clone(&self.inner),
+            from,
+            beats,
+        )))
     }
 
     async fn hold(&self, request: Request<proto::HoldRequest>) -> Reply<proto::HoldReply> {

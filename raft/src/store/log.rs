@@ -303,7 +303,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let first = last.map_or(0, |id| id.index().saturating_add(1));
         self.inner.log.truncate(first)?;
         let mut known = self.known();
-        while known.tail.back().is_some_and(|entry| entry.index() >= first) {
+        while known
+            .tail
+            .back()
+            .is_some_and(|entry| entry.index() >= first)
+        {
             if let Some(entry) = known.tail.pop_back() {
                 known.tail_bytes = known.tail_bytes.saturating_sub(size(&entry));
             }

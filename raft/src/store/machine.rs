@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use futures::{Stream, StreamExt};
 use muster_storage::engine::{Engine, Rows, load_state};
-use muster_storage::{Outcome, Revision, State, schema};
 use muster_storage::state::RowWrite;
+use muster_storage::{Outcome, Revision, State, schema};
 use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
@@ -16,9 +16,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::{Snapshot, note};
-use crate::types::{
-    LogId, Outcomes, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig,
-};
+use crate::types::{LogId, Outcomes, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire::proto;
 
 /// Rows written in one batch before their outcomes are told.
@@ -152,7 +150,12 @@ impl Machine {
         Arc::clone(&self.memory)
     }
 
-    fn apply_entry(&self, index: u64, bytes: &[u8], rows: &mut Vec<RowWrite>) -> io::Result<Vec<Outcome>> {
+    fn apply_entry(
+        &self,
+        index: u64,
+        bytes: &[u8],
+        rows: &mut Vec<RowWrite>,
+    ) -> io::Result<Vec<Outcome>> {
         // What cannot be understood stops the node: skipping it would diverge.
         let entry = schema::decode_entry(bytes).map_err(invalid)?;
         let start = Instant::now();
@@ -221,8 +224,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                     self.apply_entry(entry.index(), &bytes.0, &mut rows)?
                 }
                 EntryPayload::Membership(membership) => {
-                    self.membership =
-                        StoredMembership::new(Some(entry.log_id), membership.clone());
+                    self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
                     Vec::new()
                 }
             };

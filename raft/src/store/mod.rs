@@ -4,6 +4,9 @@ mod log;
 mod machine;
 mod snapshot;
 mod sync;
+#[cfg(test)]
+#[allow(clippy::expect_used)]
+mod tests;
 
 pub use log::LogStore;
 pub use machine::{Machine, Memory, Progress};

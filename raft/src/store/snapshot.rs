@@ -64,7 +64,14 @@ impl Snapshot {
         drop(copy);
         let name = manifest.last.map_or_else(
             || "snapshot-empty".to_owned(),
-            |last| format!("snapshot-{}-{}-{}", last.index, last.term, Uuid::new_v4().simple()),
+            |last| {
+                format!(
+                    "snapshot-{}-{}-{}",
+                    last.index,
+                    last.term,
+                    Uuid::new_v4().simple()
+                )
+            },
         );
         let mut stored = File::create(dir.join(MANIFEST))?;
         stored.write_all(&manifest.encode_to_vec())?;
@@ -105,7 +112,10 @@ impl Snapshot {
             let found = Self::new(dir, manifest, None);
             found.retire();
             let index = |snapshot: &Self| snapshot.manifest.last.map(|last| last.index);
-            if newest.as_ref().is_none_or(|best| index(best) < index(&found)) {
+            if newest
+                .as_ref()
+                .is_none_or(|best| index(best) < index(&found))
+            {
                 newest = Some(found);
             }
         }
@@ -238,8 +248,13 @@ impl Receiver {
         }
         for file in &manifest.files {
             let mut parts = Path::new(&file.name).components();
-            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-                return Err(invalid("the snapshot names a file outside of its directory"));
+            if !matches!(
+                (parts.next(), parts.next()),
+                (Some(Component::Normal(_)), None)
+            ) {
+                return Err(invalid(
+                    "the snapshot names a file outside of its directory",
+                ));
             }
         }
         let dir = parent.join(format!("receive-{}", Uuid::new_v4()));
@@ -279,7 +294,11 @@ impl Receiver {
             .get(self.position)
             .ok_or_else(|| invalid("the snapshot is longer than announced"))?;
         let path = self.snapshot.files_dir().join(&announced.name);
-        Ok((File::create(path)?, announced.size, crc32fast::Hasher::new()))
+        Ok((
+            File::create(path)?,
+            announced.size,
+            crc32fast::Hasher::new(),
+        ))
     }
 
     fn close_if_full(&mut self) -> io::Result<()> {

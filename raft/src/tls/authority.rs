@@ -31,7 +31,9 @@ impl Sealer {
 
     /// A sealer with a fresh key.
     pub fn generate() -> Self {
-        Self { key: rand::random() }
+        Self {
+            key: rand::random(),
+        }
     }
 
     /// The key itself.
@@ -127,12 +129,7 @@ impl Authority {
     }
 
     /// Opens the one whose sealed key is replicated.
-    pub fn open(
-        pem: &str,
-        sealed: &Octets,
-        sealer: &Sealer,
-        cluster: Uuid,
-    ) -> Result<Self, Error> {
+    pub fn open(pem: &str, sealed: &Octets, sealer: &Sealer, cluster: Uuid) -> Result<Self, Error> {
         let key = String::from_utf8(sealer.open(sealed, &purpose(cluster))?)
             .map_err(|_| Error::Corrupt("the CA key is not text".into()))?;
         let key = KeyPair::from_pem(&key).map_err(bad)?;
@@ -149,7 +146,10 @@ impl Authority {
 
     /// Its private key, sealed for replication.
     pub fn sealed_key(&self, sealer: &Sealer, cluster: Uuid) -> Result<Octets, Error> {
-        sealer.seal(self.issuer.key().serialize_pem().as_bytes(), &purpose(cluster))
+        sealer.seal(
+            self.issuer.key().serialize_pem().as_bytes(),
+            &purpose(cluster),
+        )
     }
 
     /// A certificate for a key that is at hand.

@@ -32,7 +32,9 @@ impl Log for MemoryLog {
         let contents = self.lock();
         let first = contents.entries.first_key_value();
         let last = contents.entries.last_key_value();
-        Ok(first.zip(last).map(|((first, _), (last, _))| *first..=*last))
+        Ok(first
+            .zip(last)
+            .map(|((first, _), (last, _))| *first..=*last))
     }
 
     fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<(u64, Vec<u8>)>> {
@@ -82,6 +84,8 @@ impl Log for MemoryLog {
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
+
+    fn close(&self) {}
 }
 
 /// [`Rows`] in memory.
@@ -139,6 +143,8 @@ impl Rows for MemoryRows {
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
+
+    fn close(&self) {}
 
     fn checkpoint(&self, dir: &Path) -> io::Result<()> {
         std::fs::create_dir(dir)?;

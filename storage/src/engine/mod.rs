@@ -74,6 +74,9 @@ pub trait Log: Send + Sync + 'static {
     /// # Errors
     /// When the disk fails.
     fn sync(&self) -> io::Result<()>;
+
+    /// Lets go of the disk; whatever is asked afterwards fails.
+    fn close(&self);
 }
 
 /// The rows of [`State`], with a few named notes written in the same batch.
@@ -120,6 +123,9 @@ pub trait Rows: Send + Sync + 'static {
     /// # Errors
     /// When the disk fails; the store is then unusable.
     fn replace(&self, dir: &Path) -> io::Result<()>;
+
+    /// Lets go of the disk; whatever is asked afterwards fails.
+    fn close(&self);
 }
 
 /// Both stores of a node.

@@ -8,7 +8,7 @@ use std::io;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
@@ -48,9 +48,9 @@ fn entry_key(index: u64) -> [u8; 9] {
 
 fn entry_index(key: &[u8]) -> io::Result<u64> {
     match key.split_first() {
-        Some((&ENTRY, index)) if index.len() == 8 => {
-            Ok(index.iter().fold(0, |sum, octet| sum << 8 | u64::from(*octet)))
-        }
+        Some((&ENTRY, index)) if index.len() == 8 => Ok(index
+            .iter()
+            .fold(0, |sum, octet| sum << 8 | u64::from(*octet))),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!("the log holds an unknown key {}", hex::encode(key)),
@@ -83,7 +83,9 @@ fn unframe(index: u64, framed: &[u8]) -> io::Result<Vec<u8>> {
         .split_first_chunk::<4>()
         .ok_or_else(|| damaged("is cut short; restore this node from its peers"))?;
     if u32::from_be_bytes(*crc) != crc32fast::hash(bytes) {
-        return Err(damaged("is damaged (checksum); restore this node from its peers"));
+        return Err(damaged(
+            "is damaged (checksum); restore this node from its peers",
+        ));
     }
     Ok(bytes.to_vec())
 }
@@ -104,9 +106,30 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// A database that can be closed while handles to its store remain.
+struct Closable(RwLock<Option<DB>>);
+
+impl Closable {
+    fn with<T>(&self, f: impl FnOnce(&DB) -> io::Result<T>) -> io::Result<T> {
+        let guard = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let db = guard
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the store is closed"))?;
+        f(db)
+    }
+
+    fn lock(&self) -> RwLockWriteGuard<'_, Option<DB>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        *self.lock() = None;
+    }
+}
+
 /// A [`Log`] on RocksDB.
 pub struct RocksLog {
-    db: DB,
+    db: Closable,
     first: AtomicU64,
 }
 
@@ -126,73 +149,79 @@ impl RocksLog {
                 .map_or(0, |octets| u64::from_be_bytes(*octets)),
             None => 0,
         };
-        let log = Self {
-            db,
+        check_contiguous(&db, first)?;
+        Ok(Self {
+            db: Closable(RwLock::new(Some(db))),
             first: AtomicU64::new(first),
-        };
-        log.check_contiguous()?;
-        Ok(log)
+        })
     }
+}
 
-    fn check_contiguous(&self) -> io::Result<()> {
-        let mut expected = None;
-        for item in self.entries(0, u64::MAX) {
-            let (key, _) = item.map_err(failed)?;
-            let index = entry_index(&key)?;
-            if expected.is_some_and(|expected| expected != index) {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("the log has a hole before entry {index}; restore this node from its peers"),
-                ));
-            }
-            expected = index.checked_add(1);
+fn check_contiguous(db: &DB, first: u64) -> io::Result<()> {
+    let mut expected = None;
+    for item in entries(db, first, u64::MAX) {
+        let (key, _) = item.map_err(failed)?;
+        let index = entry_index(&key)?;
+        if expected.is_some_and(|expected| expected != index) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "the log has a hole before entry {index}; restore this node from its peers"
+                ),
+            ));
         }
-        Ok(())
+        expected = index.checked_add(1);
     }
+    Ok(())
+}
 
-    fn entries(&self, start: u64, end: u64) -> rocksdb::DBIterator<'_> {
-        let start = entry_key(start.max(self.first.load(Ordering::Acquire)));
-        let mut read = ReadOptions::default();
-        read.set_iterate_upper_bound(entry_key(end).to_vec());
-        self.db
-            .iterator_opt(IteratorMode::From(&start, Direction::Forward), read)
-    }
+fn entries(db: &DB, start: u64, end: u64) -> rocksdb::DBIterator<'_> {
+    let mut read = ReadOptions::default();
+    read.set_iterate_upper_bound(entry_key(end).to_vec());
+    db.iterator_opt(
+        IteratorMode::From(&entry_key(start), Direction::Forward),
+        read,
+    )
 }
 
 impl Log for RocksLog {
     fn bounds(&self) -> io::Result<Option<RangeInclusive<u64>>> {
-        let Some(first) = self.entries(0, u64::MAX).next() else {
-            return Ok(None);
-        };
-        let first = entry_index(&first.map_err(failed)?.0)?;
-        let mut read = ReadOptions::default();
-        read.set_iterate_lower_bound(entry_key(first).to_vec());
-        let end = entry_key(u64::MAX);
-        let mut back = self
-            .db
-            .iterator_opt(IteratorMode::From(&end, Direction::Reverse), read);
-        match back.next() {
-            Some(last) => Ok(Some(first..=entry_index(&last.map_err(failed)?.0)?)),
-            None => Ok(None),
-        }
+        self.db.with(|db| {
+            let first = self.first.load(Ordering::Acquire);
+            let Some(item) = entries(db, first, u64::MAX).next() else {
+                return Ok(None);
+            };
+            let first = entry_index(&item.map_err(failed)?.0)?;
+            let mut read = ReadOptions::default();
+            read.set_iterate_lower_bound(entry_key(first).to_vec());
+            let end = entry_key(u64::MAX);
+            let mode = IteratorMode::From(&end, Direction::Reverse);
+            match db.iterator_opt(mode, read).next() {
+                Some(last) => Ok(Some(first..=entry_index(&last.map_err(failed)?.0)?)),
+                None => Ok(None),
+            }
+        })
     }
 
     fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<(u64, Vec<u8>)>> {
-        let mut entries = Vec::new();
-        let mut size = 0usize;
-        if range.is_empty() {
-            return Ok(entries);
+        let start = range.start.max(self.first.load(Ordering::Acquire));
+        if start >= range.end {
+            return Ok(Vec::new());
         }
-        for item in self.entries(range.start, range.end) {
-            let (key, value) = item.map_err(failed)?;
-            size = size.saturating_add(value.len());
-            if size > max_bytes && !entries.is_empty() {
-                break;
+        self.db.with(|db| {
+            let mut found = Vec::new();
+            let mut size = 0usize;
+            for item in entries(db, start, range.end) {
+                let (key, value) = item.map_err(failed)?;
+                size = size.saturating_add(value.len());
+                if size > max_bytes && !found.is_empty() {
+                    break;
+                }
+                let index = entry_index(&key)?;
+                found.push((index, unframe(index, &value)?));
             }
-            let index = entry_index(&key)?;
-            entries.push((index, unframe(index, &value)?));
-        }
-        Ok(entries)
+            Ok(found)
+        })
     }
 
     fn append(&self, entries: &[(u64, Vec<u8>)]) -> io::Result<()> {
@@ -200,13 +229,13 @@ impl Log for RocksLog {
         for (index, value) in entries {
             batch.put(entry_key(*index), frame(value));
         }
-        self.db.write(batch).map_err(failed)
+        self.db.with(|db| db.write(batch).map_err(failed))
     }
 
     fn truncate(&self, first: u64) -> io::Result<()> {
         let mut batch = WriteBatch::default();
         batch.delete_range(entry_key(first), entry_key(u64::MAX));
-        self.db.write(batch).map_err(failed)
+        self.db.with(|db| db.write(batch).map_err(failed))
     }
 
     fn purge(&self, last: u64, (name, value): (&str, &[u8])) -> io::Result<()> {
@@ -215,31 +244,37 @@ impl Log for RocksLog {
         batch.delete_range(entry_key(0), entry_key(first));
         batch.put(note_key(FIRST), first.to_be_bytes());
         batch.put(note_key(name), value);
-        self.db.write(batch).map_err(failed)?;
-        self.first.fetch_max(first, Ordering::AcqRel);
-        // Whole files give their space back at once; the rest goes with compaction.
-        self.db
-            .delete_file_in_range(entry_key(0), entry_key(last))
-            .map_err(failed)
+        self.db.with(|db| {
+            db.write(batch).map_err(failed)?;
+            self.first.fetch_max(first, Ordering::AcqRel);
+            // Whole files give their space back at once; the rest goes with compaction.
+            db.delete_file_in_range(entry_key(0), entry_key(last))
+                .map_err(failed)
+        })
     }
 
     fn note(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        self.db.get(note_key(name)).map_err(failed)
+        self.db.with(|db| db.get(note_key(name)).map_err(failed))
     }
 
     fn set_note(&self, name: &str, value: &[u8]) -> io::Result<()> {
-        self.db.put(note_key(name), value).map_err(failed)
+        self.db
+            .with(|db| db.put(note_key(name), value).map_err(failed))
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.db.flush_wal(true).map_err(failed)
+        self.db.with(|db| db.flush_wal(true).map_err(failed))
+    }
+
+    fn close(&self) {
+        self.db.close();
     }
 }
 
 /// [`Rows`] on RocksDB.
 pub struct RocksRows {
     path: PathBuf,
-    db: RwLock<Option<DB>>,
+    db: Closable,
 }
 
 impl RocksRows {
@@ -250,10 +285,10 @@ impl RocksRows {
     pub fn open(path: &Path) -> io::Result<Self> {
         let rows = Self {
             path: path.to_owned(),
-            db: RwLock::new(None),
+            db: Closable(RwLock::new(None)),
         };
         rows.finish_replacement()?;
-        *rows.db.write().unwrap_or_else(PoisonError::into_inner) = Some(Self::open_db(path)?);
+        *rows.db.lock() = Some(Self::open_db(path)?);
         Ok(rows)
     }
 
@@ -291,15 +326,6 @@ impl RocksRows {
         }
         Ok(())
     }
-
-    fn with<T>(&self, f: impl FnOnce(&DB) -> io::Result<T>) -> io::Result<T> {
-        let guard: RwLockReadGuard<'_, _> =
-            self.db.read().unwrap_or_else(PoisonError::into_inner);
-        let db = guard
-            .as_ref()
-            .ok_or_else(|| io::Error::other("the rows are closed after a failed replacement"))?;
-        f(db)
-    }
 }
 
 impl Rows for RocksRows {
@@ -314,15 +340,17 @@ impl Rows for RocksRows {
         for (name, value) in notes {
             batch.put(note_key(name), value);
         }
-        self.with(|db| db.write(batch).map_err(failed))
+        self.db.with(|db| db.write(batch).map_err(failed))
     }
 
     fn page(&self, after: Option<&[u8]>, count: usize) -> io::Result<Vec<Pair>> {
-        self.with(|db| {
+        self.db.with(|db| {
             let mut read = ReadOptions::default();
             read.set_iterate_upper_bound(vec![NOTE]);
             // The least key after `after` is `after` with a zero octet behind it.
-            let start = after.map(|after| [after, &[0]].concat()).unwrap_or_default();
+            let start = after
+                .map(|after| [after, &[0]].concat())
+                .unwrap_or_default();
             db.iterator_opt(IteratorMode::From(&start, Direction::Forward), read)
                 .take(count)
                 .map(|item| {
@@ -334,15 +362,15 @@ impl Rows for RocksRows {
     }
 
     fn note(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        self.with(|db| db.get(note_key(name)).map_err(failed))
+        self.db.with(|db| db.get(note_key(name)).map_err(failed))
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.with(|db| db.flush_wal(true).map_err(failed))
+        self.db.with(|db| db.flush_wal(true).map_err(failed))
     }
 
     fn checkpoint(&self, dir: &Path) -> io::Result<()> {
-        self.with(|db| {
+        self.db.with(|db| {
             Checkpoint::new(db)
                 .and_then(|checkpoint| checkpoint.create_checkpoint(dir))
                 .map_err(failed)
@@ -353,12 +381,12 @@ impl Rows for RocksRows {
         let db = DB::open_for_read_only(&Options::default(), dir, false).map_err(failed)?;
         Ok(Box::new(Self {
             path: dir.to_owned(),
-            db: RwLock::new(Some(db)),
+            db: Closable(RwLock::new(Some(db))),
         }))
     }
 
     fn replace(&self, dir: &Path) -> io::Result<()> {
-        let mut guard = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.db.lock();
         // Durable before the rename that declares it complete.
         for file in fs::read_dir(dir)? {
             File::open(file?.path())?.sync_all()?;
@@ -372,6 +400,10 @@ impl Rows for RocksRows {
         self.finish_replacement()?;
         *guard = Some(Self::open_db(&self.path)?);
         Ok(())
+    }
+
+    fn close(&self) {
+        self.db.close();
     }
 }
 
@@ -463,7 +495,10 @@ pub(super) mod tests {
         {
             let log = RocksLog::open(dir.path()).unwrap();
             log.append(&[(1, vec![1]), (2, vec![2])]).unwrap();
-            log.db.put(entry_key(2), b"\x01\0\0\0\0damaged").unwrap();
+            let damaged = b"\x01\0\0\0\0damaged";
+            log.db
+                .with(|db| db.put(entry_key(2), damaged).map_err(failed))
+                .unwrap();
             let error = log.read(1..3, usize::MAX).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
             log.append(&[(4, vec![4])]).unwrap();

@@ -1,0 +1,48 @@
+//! openraft's own suite for storages, against ours, on disk and in memory.
+
+use muster_storage::engine::Engine;
+use openraft::{AnyError, StorageError};
+use openraft::testing::log::{StoreBuilder, Suite};
+use tempfile::TempDir;
+
+use super::{LogStore, Machine};
+use crate::types::TypeConfig;
+
+struct OnDisk;
+struct InMemory;
+
+fn build(engine: &Engine, dir: &TempDir) -> Result<(LogStore, Machine), StorageError<TypeConfig>> {
+    let failed = |error| StorageError::read(AnyError::new(&error));
+    let snapshots = dir.path().join("snapshots");
+    std::fs::create_dir_all(&snapshots).map_err(|error| StorageError::write(AnyError::new(&error)))?;
+    let log = LogStore::open(engine, false).map_err(failed)?;
+    let machine = Machine::open(engine, snapshots).map_err(failed)?;
+    Ok((log, machine))
+}
+
+impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for OnDisk {
+    async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().map_err(|error| StorageError::write(AnyError::new(&error)))?;
+        let engine = Engine::open(dir.path()).map_err(|error| StorageError::read(AnyError::new(&error)))?;
+        let (log, machine) = build(&engine, &dir)?;
+        Ok((dir, log, machine))
+    }
+}
+
+impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for InMemory {
+    async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().map_err(|error| StorageError::write(AnyError::new(&error)))?;
+        let (log, machine) = build(&Engine::memory(), &dir)?;
+        Ok((dir, log, machine))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stores_on_disk_pass_the_suite_of_openraft() {
+    Suite::test_all(OnDisk).await.expect("the suite");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stores_in_memory_pass_the_suite_of_openraft() {
+    Suite::test_all(InMemory).await.expect("the suite");
+}
