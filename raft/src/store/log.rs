@@ -312,7 +312,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 known.tail_bytes = known.tail_bytes.saturating_sub(size(&entry));
             }
         }
-        known.last = last.max(known.purged);
+        let kept = last.max(known.purged);
+        known.last = known.last.min(kept);
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! openraft's own suite for storages, against ours, on disk and in memory.
 
 use muster_storage::engine::Engine;
-use openraft::{AnyError, StorageError};
+use openraft::StorageError;
+use openraft::errors::ErrorSource;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
@@ -11,10 +12,13 @@ use crate::types::TypeConfig;
 struct OnDisk;
 struct InMemory;
 
+fn failed(error: std::io::Error) -> StorageError<TypeConfig> {
+    StorageError::read(ErrorSource::from_error(&error))
+}
+
 fn build(engine: &Engine, dir: &TempDir) -> Result<(LogStore, Machine), StorageError<TypeConfig>> {
-    let failed = |error| StorageError::read(AnyError::new(&error));
     let snapshots = dir.path().join("snapshots");
-    std::fs::create_dir_all(&snapshots).map_err(|error| StorageError::write(AnyError::new(&error)))?;
+    std::fs::create_dir_all(&snapshots).map_err(failed)?;
     let log = LogStore::open(engine, false).map_err(failed)?;
     let machine = Machine::open(engine, snapshots).map_err(failed)?;
     Ok((log, machine))
@@ -22,8 +26,8 @@ fn build(engine: &Engine, dir: &TempDir) -> Result<(LogStore, Machine), StorageE
 
 impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for OnDisk {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
-        let dir = tempfile::tempdir().map_err(|error| StorageError::write(AnyError::new(&error)))?;
-        let engine = Engine::open(dir.path()).map_err(|error| StorageError::read(AnyError::new(&error)))?;
+        let dir = tempfile::tempdir().map_err(failed)?;
+        let engine = Engine::open(dir.path()).map_err(failed)?;
         let (log, machine) = build(&engine, &dir)?;
         Ok((dir, log, machine))
     }
@@ -31,7 +35,7 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for OnDisk {
 
 impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for InMemory {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
-        let dir = tempfile::tempdir().map_err(|error| StorageError::write(AnyError::new(&error)))?;
+        let dir = tempfile::tempdir().map_err(failed)?;
         let (log, machine) = build(&Engine::memory(), &dir)?;
         Ok((dir, log, machine))
     }
