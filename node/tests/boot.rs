@@ -15,7 +15,7 @@ async fn known_machine_boots_its_bootenv() {
     let script = site.get(&format!("/boot.ipxe?mac={MAC}")).await.ok_text();
     let url = &site.url;
     for line in [
-        format!("# bootenv of machine `m1`: `lab`"),
+        "# bootenv of machine `m1`: `lab`".to_owned(),
         format!(
             "initrd --name initrd.img --timeout 4000 {url}/artifacts/lab/initrd.img?sha256={initrd} && goto initrd-0 ||"
         ),
