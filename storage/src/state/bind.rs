@@ -148,9 +148,7 @@ impl State {
         if let Some(address) = client.requested.filter(free) {
             return offer(address, Grant::Requested);
         }
-        let address = self
-            .pools
-            .pick(subnet.cidr.network(), seed(&key), avoid)?;
+        let address = self.pools.pick(subnet.cidr.network(), seed(&key), avoid)?;
         offer(address, Grant::Pool)
     }
 
@@ -315,7 +313,9 @@ impl State {
             held_until: old
                 .as_ref()
                 .filter(|record| !record.object.free)
-                .map_or(expires_at, |record| record.object.held_until.max(expires_at)),
+                .map_or(expires_at, |record| {
+                    record.object.held_until.max(expires_at)
+                }),
             free: false,
             node: bind.node,
             boots: client.boots || own.is_some_and(|lease| lease.boots),
@@ -408,17 +408,13 @@ impl State {
     }
 
     /// The lease at `address` if this client has it now.
-    fn held_by(
-        &self,
-        client: &Client,
-        address: Ipv4Addr,
-    ) -> Result<Arc<Record<Lease>>, Rejection> {
+    fn held_by(&self, client: &Client, address: Ipv4Addr) -> Result<Arc<Record<Lease>>, Rejection> {
         let foreign = Rejection::NotForClient { address };
         let record = self.leases.get(&address).ok_or(foreign.clone())?;
         let subnet = self.subnet(&record.object.subnet).ok_or(foreign.clone())?;
         let key = self.client_key(client, subnet);
-        let holds = record.object.state == LeaseState::Bound
-            && key.as_ref() == Some(&record.object.client);
+        let holds =
+            record.object.state == LeaseState::Bound && key.as_ref() == Some(&record.object.client);
         holds.then(|| Arc::clone(record)).ok_or(foreign)
     }
 

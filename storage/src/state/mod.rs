@@ -1,10 +1,13 @@
 //! The replicated state and the one function that changes it.
 
+mod apply;
 mod bind;
 mod boot;
+mod members;
 mod objects;
 mod params;
 mod pool;
+mod read;
 mod row;
 mod table;
 

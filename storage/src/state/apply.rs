@@ -1,0 +1,132 @@
+//! From a committed entry to new state: the one `match` on commands.
+
+use uuid::Uuid;
+
+use super::row::{Row, RowKey};
+use super::table::{Context, State};
+use crate::command::{Command, Effect, Entry, Outcome, Rejection};
+use crate::event::{Action, Change, Subject};
+use crate::model::{BootReport, Revision};
+
+impl State {
+    /// Applies a committed entry: the only way in which state changes.
+    ///
+    /// `revision` is that of the entry's first proposal. Deterministic: the same entries in the
+    /// same order give the same rows, outcomes and changes on every node. A refused proposal
+    /// changes nothing.
+    pub fn apply(&mut self, revision: Revision, entry: &Entry) -> Vec<(Outcome, Vec<Change>)> {
+        let at = self.meta.time.max(entry.at);
+        let mut meta = self.meta.clone();
+        meta.time = at;
+        let last = entry.proposals.len().saturating_sub(1) as u64;
+        meta.revision = Revision(revision.0.saturating_add(last));
+        meta.schema = meta.schema.max(1);
+        self.put(RowKey::Meta, Some(Row::Meta(meta)));
+        let outcomes = entry
+            .proposals
+            .iter()
+            .zip(0u64..)
+            .map(|(proposal, position)| {
+                let revision = Revision(revision.0.saturating_add(position));
+                let context = Context {
+                    revision,
+                    at,
+                    actor: &proposal.actor,
+                };
+                self.undo.clear();
+                self.changes.clear();
+                let result = self
+                    .check_revision(proposal.if_match, &proposal.command)
+                    .and_then(|()| self.execute(context, &proposal.command));
+                if result.is_err() {
+                    self.roll_back();
+                }
+                let changes = std::mem::take(&mut self.changes);
+                self.record(&changes);
+                (Outcome { revision, result }, changes)
+            })
+            .collect();
+        self.undo.clear();
+        outcomes
+    }
+
+    fn execute(&mut self, context: Context<'_>, command: &Command) -> Result<Effect, Rejection> {
+        match command {
+            Command::Found(founding) => self.found(context, founding),
+            Command::Put { object, mode } => self.put_object(context, object, *mode),
+            Command::Delete { kind, key } => self.delete_object(context, *kind, key),
+            Command::Many(commands) => self.execute_many(context, commands),
+            Command::Bind(bind) => self.bind(context, bind),
+            Command::Release { client, address } => self.release(context, client, *address),
+            Command::Decline { client, address } => self.decline(context, client, *address),
+            Command::Expire => Ok(self.expire(context)),
+            Command::Reclaim { applied_by_all } => Ok(self.reclaim(context, *applied_by_all)),
+            Command::EndLease { address } => self.end_lease(context, *address),
+            Command::AddMember { member, token } => self.add_member(context, member, *token),
+            Command::UpdateMember(member) => self.update_member(context, member),
+            Command::RemoveMember { node } => self.remove_member(context, *node),
+            Command::AddJoinToken(token) => {
+                self.put(
+                    RowKey::JoinToken(token.hash),
+                    Some(Row::JoinToken(token.clone())),
+                );
+                Ok(Effect::Done)
+            }
+            Command::RevokeJoinTokens => {
+                for hash in self.join_tokens.keys().copied().collect::<Vec<_>>() {
+                    self.put(RowKey::JoinToken(hash), None);
+                }
+                Ok(Effect::Done)
+            }
+            Command::AddToken(token) => self.add_token(token),
+            Command::RevokeTokens { user } => {
+                self.revoke_tokens(user);
+                Ok(Effect::Done)
+            }
+            Command::Report { machine, body } => self.report_boot(context, *machine, body),
+        }
+    }
+
+    fn execute_many(
+        &mut self,
+        context: Context<'_>,
+        commands: &[Command],
+    ) -> Result<Effect, Rejection> {
+        if commands.len() > Command::MANY_MAX {
+            return Err(Rejection::Invalid {
+                field: "commands".into(),
+                problem: format!("more than {} in one bundle; split it", Command::MANY_MAX),
+            });
+        }
+        let effects = commands.iter().map(|command| match command {
+            Command::Many(_) => Err(Rejection::Invalid {
+                field: "commands".into(),
+                problem: "a bundle inside a bundle".into(),
+            }),
+            single => self.execute(context, single),
+        });
+        effects.collect::<Result<_, _>>().map(Effect::Many)
+    }
+
+    fn report_boot(
+        &mut self,
+        context: Context<'_>,
+        machine: Uuid,
+        body: &str,
+    ) -> Result<Effect, Rejection> {
+        if self.machine_with_uuid(machine).is_none() {
+            return Err(Rejection::NotFound {
+                kind: "machine".into(),
+                key: machine.to_string(),
+            });
+        }
+        let report = BootReport {
+            machine,
+            at: context.at,
+            body: body.to_owned(),
+        };
+        self.put(RowKey::Report(machine), Some(Row::Report(report.clone())));
+        self.changed(context, Action::Created, Subject::Report(report));
+        Ok(Effect::Done)
+    }
+}

@@ -1,0 +1,202 @@
+//! Nodes, tokens and the founding of the cluster.
+
+use super::row::{Row, RowKey};
+use super::table::{Cluster, Context, State};
+use crate::command::{Effect, Founding, Rejection};
+use crate::event::{Action, Subject};
+use crate::model::{
+    Identifier, JoinToken, Member, NodeId, Object, Record, Settings, Sha256, Timestamp, Token, User,
+};
+
+impl State {
+    pub(super) fn found(
+        &mut self,
+        context: Context<'_>,
+        founding: &Founding,
+    ) -> Result<Effect, Rejection> {
+        if self.cluster.is_some() {
+            return Err(Rejection::Conflict("the cluster is founded already".into()));
+        }
+        self.put(
+            RowKey::Cluster,
+            Some(Row::Cluster(Cluster {
+                id: founding.cluster_id,
+                ca_pem: founding.ca_pem.clone(),
+                ca_key_sealed: founding.ca_key_sealed.clone(),
+            })),
+        );
+        let member = Member {
+            id: NodeId(1),
+            ..founding.member.clone()
+        };
+        self.write_member(context, member, Action::Created);
+        for object in [
+            Object::Settings(Settings::default()),
+            Object::User(User {
+                name: "admin".into(),
+                password_hash: founding.admin_password_hash.clone(),
+            }),
+        ] {
+            self.write_object(context, object);
+        }
+        Ok(Effect::Member(NodeId(1)))
+    }
+
+    pub(super) fn add_member(
+        &mut self,
+        context: Context<'_>,
+        member: &Member,
+        token: Option<Sha256>,
+    ) -> Result<Effect, Rejection> {
+        if let Some(hash) = token {
+            let valid = |known: &&JoinToken| known.expires_at > context.at;
+            self.join_token(&hash)
+                .filter(valid)
+                .ok_or(Rejection::TokenRefused)?;
+        }
+        self.check_member_name(member, None)?;
+        // The position keeps ids apart when several nodes join in one entry; ids of entries cannot
+        // overlap because the log index is scaled.
+        let id = NodeId(context.revision.0);
+        let member = Member {
+            id,
+            ..member.clone()
+        };
+        self.write_member(context, member, Action::Created);
+        Ok(Effect::Member(id))
+    }
+
+    pub(super) fn update_member(
+        &mut self,
+        context: Context<'_>,
+        member: &Member,
+    ) -> Result<Effect, Rejection> {
+        if self.member(member.id).is_none() {
+            return Err(Rejection::NotFound {
+                kind: "node".into(),
+                key: member.id.to_string(),
+            });
+        }
+        self.check_member_name(member, Some(member.id))?;
+        self.write_member(context, member.clone(), Action::Updated);
+        Ok(Effect::Done)
+    }
+
+    pub(super) fn check_member_name(
+        &self,
+        member: &Member,
+        own: Option<NodeId>,
+    ) -> Result<(), Rejection> {
+        match self.member_named(&member.name) {
+            Some(other) if Some(other.id) != own => Err(Rejection::Conflict(format!(
+                "a node named `{}` is in the cluster already; remove it first or use another name",
+                member.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn remove_member(
+        &mut self,
+        context: Context<'_>,
+        node: NodeId,
+    ) -> Result<Effect, Rejection> {
+        let member = self.member(node).cloned().ok_or(Rejection::NotFound {
+            kind: "node".into(),
+            key: node.to_string(),
+        })?;
+        // Clients name its identifiers until the longest lease granted so far ends.
+        let longest = self
+            .leases_due
+            .last()
+            .map_or(context.at, |(due, _)| (*due).max(context.at));
+        for identifier in self.identifiers.clone().into_values() {
+            if identifier.node == node {
+                let kept = Identifier {
+                    until: Some(longest),
+                    ..identifier
+                };
+                self.put(
+                    RowKey::Identifier(kept.address),
+                    Some(Row::Identifier(kept)),
+                );
+            }
+        }
+        self.put(RowKey::Member(node), None);
+        self.changed(context, Action::Deleted, Subject::Member(member));
+        Ok(Effect::Done)
+    }
+
+    pub(super) fn write_member(&mut self, context: Context<'_>, member: Member, action: Action) {
+        for address in &member.identifiers {
+            self.put(
+                RowKey::Identifier(*address),
+                Some(Row::Identifier(Identifier {
+                    address: *address,
+                    node: member.id,
+                    until: None,
+                })),
+            );
+        }
+        let created_at = self
+            .members
+            .get(&member.id)
+            .map_or(context.at, |record| record.created_at);
+        let record = Record {
+            revision: context.revision,
+            created_at,
+            updated_at: context.at,
+            object: member.clone(),
+        };
+        self.put(RowKey::Member(member.id), Some(Row::Member(record)));
+        self.changed(context, action, Subject::Member(member));
+    }
+
+    pub(super) fn add_token(&mut self, token: &Token) -> Result<Effect, Rejection> {
+        if self.user(&token.user).is_none() {
+            return Err(Rejection::NotFound {
+                kind: "user".into(),
+                key: token.user.clone(),
+            });
+        }
+        self.put(RowKey::Token(token.hash), Some(Row::Token(token.clone())));
+        Ok(Effect::Done)
+    }
+
+    pub(super) fn revoke_tokens(&mut self, user: &str) {
+        let of_user = self.tokens.values().filter(|token| token.user == user);
+        for hash in of_user.map(|token| token.hash).collect::<Vec<_>>() {
+            self.put(RowKey::Token(hash), None);
+        }
+    }
+
+    /// Tokens and identifiers whose time is over at `at`.
+    pub(super) fn forgettable(&self, at: Timestamp) -> impl Iterator<Item = RowKey> + '_ {
+        let tokens = self
+            .tokens
+            .values()
+            .filter(move |token| token.expires_at <= at)
+            .map(|token| RowKey::Token(token.hash));
+        let join_tokens = self
+            .join_tokens
+            .values()
+            .filter(move |token| token.expires_at <= at)
+            .map(|token| RowKey::JoinToken(token.hash));
+        let identifiers = self
+            .identifiers
+            .values()
+            .filter(move |identifier| identifier.until.is_some_and(|until| until <= at))
+            .map(|identifier| RowKey::Identifier(identifier.address));
+        tokens.chain(join_tokens).chain(identifiers)
+    }
+
+    pub(super) fn has_forgettable(&self, at: Timestamp) -> bool {
+        self.forgettable(at).next().is_some()
+    }
+
+    pub(super) fn forget_expired(&mut self, at: Timestamp) {
+        for key in self.forgettable(at).collect::<Vec<_>>() {
+            self.put(key, None);
+        }
+    }
+}
