@@ -247,7 +247,13 @@ pub async fn spread(inner: &Arc<Inner>, sha: Sha256, size: u64) -> Result<Vec<No
             Some(peer) => {
                 held.insert(peer);
             }
-            None => return Err(Error::NoLeader),
+            None => {
+                return Err(Error::Refused(
+                    "fewer than a quorum of nodes could store the artifact; see `muster cluster \
+                     status`"
+                        .into(),
+                ));
+            }
         }
     }
     Ok(held.into_iter().map(NodeId).collect())

@@ -163,8 +163,8 @@ fn member_of(request: &proto::JoinRequest, key_hash: Sha256) -> Result<Member, E
     })
 }
 
-/// Joins by one of `peers`, waiting as long as it takes for one that answers; gives up only when
-/// the token or this node is refused.
+/// Joins by one of `peers`, waiting as long as it takes for one that admits this node; gives up
+/// only when the token is refused.
 pub async fn join(
     files: &Files,
     options: &Options,
@@ -196,7 +196,9 @@ pub async fn join(
         for peer in peers {
             match ask(peer, &token, request.clone()).await {
                 Ok(reply) => return settle(files, &token, reply),
-                Err(error @ (Error::TokenRefused | Error::NotAdmitted(_))) => return Err(error),
+                Err(Error::TokenRefused) => return Err(Error::TokenRefused),
+                // A namesake may be removed yet, for example.
+                Err(error @ Error::NotAdmitted(_)) => tracing::error!(%peer, %error, "cannot join"),
                 Err(error) => tracing::info!(%peer, %error, "cannot join yet"),
             }
         }

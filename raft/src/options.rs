@@ -8,7 +8,7 @@ use openraft::{Config, SnapshotPolicy};
 use crate::Error;
 
 /// Everything a node needs to know to start.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Where it keeps its files.
     pub data_dir: PathBuf,
@@ -35,7 +35,7 @@ pub struct Options {
 }
 
 /// What to do with a directory that belongs to no cluster yet. Ignored when it does.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Start {
     /// Found a cluster of one.
     Found {

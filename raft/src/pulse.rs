@@ -10,7 +10,7 @@ use muster_storage::NodeId;
 use tokio::sync::broadcast;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::cluster::Inner;
 use crate::wire::proto;
@@ -22,6 +22,8 @@ const BEAT: Duration = Duration::from_millis(200);
 const STALL: Duration = Duration::from_millis(1500);
 /// Between two attempts to reach a peer, and two looks for silent ones.
 const LOOK: Duration = Duration::from_millis(100);
+/// Between two attempts at a peer that turns this node away.
+const TURNED_AWAY: Duration = Duration::from_secs(5);
 /// A gossip message is small or is not sent.
 pub const GOSSIP_MAX: usize = 16 << 10;
 
@@ -60,6 +62,8 @@ fn beats(
                         None => std::future::pending().await,
                     }
                 };
+                // A node that does not take part any more counts as dead.
+                inner.check_running().ok()?;
                 tokio::select! {
                     _ = ticks.tick() => break status(&inner),
                     said = next => match said {
@@ -156,6 +160,9 @@ async fn keep_dialling(inner: Arc<Inner>, peer: u64, stop: CancellationToken) {
 }
 
 async fn converse(inner: &Arc<Inner>, peer: u64) {
+    if inner.check_running().is_err() {
+        return;
+    }
     let Ok(link) = inner.links.to(peer) else {
         return;
     };
@@ -168,7 +175,14 @@ async fn converse(inner: &Arc<Inner>, peer: u64) {
             if link.gate.refused() {
                 inner.board.refused(peer);
             }
-            tracing::debug!(peer, %status, "no pulse");
+            if status.code() == Code::PermissionDenied {
+                tracing::error!(
+                    peer,
+                    reason = status.message(),
+                    "a peer turns this node away"
+                );
+                tokio::time::sleep(TURNED_AWAY).await;
+            }
             return;
         }
         Err(_) => return,

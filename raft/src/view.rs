@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::Fatal;
 use openraft::{Instant as _, ServerState};
 use tokio::sync::watch;
 
@@ -12,6 +13,9 @@ use crate::types::Raft;
 
 /// A leader whose quorum has been silent for as long as this has none.
 const QUORUM_SILENCE: Duration = Duration::from_millis(1000);
+
+/// The fault of a node that was told to stop.
+const STOPPED: &str = "it is shutting down";
 
 /// A node's own view of Raft.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -69,9 +73,27 @@ impl View {
                 .into_iter()
                 .map(|(id, matched)| (id, matched.map_or(0, |id| id.index())))
                 .collect(),
-            fault: metrics.running_state.err().map(|fatal| fatal.to_string()),
+            fault: metrics.running_state.err().map(|fatal| match fatal {
+                Fatal::Stopped => STOPPED.to_owned(),
+                fatal => fatal.to_string(),
+            }),
         }
     }
+}
+
+fn measure(before: &View, now: &View) {
+    if before.leader != now.leader {
+        metrics::counter!("muster_raft_leader_changes_total").increment(1);
+        tracing::info!(
+            leader = now.leader,
+            leading = now.leading,
+            "the leader changed"
+        );
+    }
+    metrics::gauge!("muster_raft_is_leader").set(f64::from(u8::from(now.leading)));
+    metrics::gauge!("muster_raft_log_last_index").set(now.last_log as f64);
+    metrics::gauge!("muster_raft_committed_index").set(now.committed as f64);
+    metrics::gauge!("muster_raft_voters").set(now.voters.len() as f64);
 }
 
 /// Keeps the view up to date.
@@ -79,9 +101,11 @@ pub async fn follow(raft: Raft, sender: watch::Sender<View>) {
     let mut changes = raft.metrics();
     loop {
         let view = View::read(&raft);
-        if let Some(fault) = &view.fault {
-            tracing::error!(fault, "raft has stopped on this node");
+        match view.fault.as_deref() {
+            Some(STOPPED) | None => {}
+            Some(fault) => tracing::error!(fault, "this node has stopped taking part"),
         }
+        measure(&sender.borrow(), &view);
         let stopped = view.fault.is_some();
         sender.send_if_modified(|known| {
             let changed = *known != view;

@@ -22,7 +22,7 @@ mod header {
 }
 
 /// The largest message: an entry may hold a large bundle of objects.
-const MESSAGE_BYTES: usize = 256 << 20;
+const MESSAGE_BYTES: usize = 64 << 20;
 /// Octets of a snapshot or artifact in one message.
 pub const CHUNK_BYTES: usize = 512 << 10;
 /// For TCP and TLS together.

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
@@ -25,6 +25,9 @@ use crate::wire::proto::peer_server::PeerServer;
 /// Handshakes at a time; more wait in the kernel's queue.
 const HANDSHAKES_MAX: usize = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections without a certificate at a time, and how long each may last.
+const JOINERS_MAX: usize = 32;
+const JOINER_LIFETIME: Duration = Duration::from_secs(30);
 
 /// What a connection tells the service about its other end.
 #[derive(Clone)]
@@ -36,15 +39,27 @@ pub struct Origin {
 /// A connection that breaks when the node stops: a peer's streams would last for ever.
 struct PeerIo {
     stream: TlsStream<TcpStream>,
-    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+    ended: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl PeerIo {
-    fn new(stream: TlsStream<TcpStream>, stop: CancellationToken) -> Self {
-        Self {
-            stream,
-            stopped: Box::pin(stop.cancelled_owned()),
-        }
+    /// Absent when there are too many joiners already.
+    fn admit(
+        stream: TlsStream<TcpStream>,
+        joiners: Arc<Semaphore>,
+        stop: CancellationToken,
+    ) -> Option<Self> {
+        let ended: Pin<Box<dyn Future<Output = ()> + Send>> =
+            if stream.get_ref().1.peer_certificates().is_some() {
+                Box::pin(stop.cancelled_owned())
+            } else {
+                let permit = joiners.try_acquire_owned().ok()?;
+                Box::pin(async move {
+                    let _permit = permit;
+                    let _ = tokio::time::timeout(JOINER_LIFETIME, stop.cancelled()).await;
+                })
+            };
+        Some(Self { stream, ended })
     }
 }
 
@@ -67,7 +82,7 @@ impl AsyncRead for PeerIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.stopped.as_mut().poll(cx).is_ready() {
+        if this.ended.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         Pin::new(&mut this.stream).poll_read(cx, buf)
@@ -100,6 +115,7 @@ async fn accept(
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let joiners = Arc::new(Semaphore::new(JOINERS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
             return;
@@ -117,6 +133,7 @@ async fn accept(
             },
         };
         let (acceptor, connections, stop) = (acceptor.clone(), connections.clone(), stop.clone());
+        let joiners = Arc::clone(&joiners);
         tokio::spawn(async move {
             let _permit = permit;
             let handshake = async {
@@ -125,8 +142,10 @@ async fn accept(
             };
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(Ok(stream)) => {
-                    // The server may be stopping.
-                    let _ = connections.send(Ok(PeerIo::new(stream, stop))).await;
+                    if let Some(io) = PeerIo::admit(stream, joiners, stop) {
+                        // The server may be stopping.
+                        let _ = connections.send(Ok(io)).await;
+                    }
                 }
                 Ok(Err(error)) => {
                     metrics::counter!("muster_raft_handshakes_failed_total").increment(1);
@@ -156,6 +175,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEP_ALIVE * 2))
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
+        .max_concurrent_streams(1024)
         .add_service(server)
         .serve_with_incoming(ReceiverStream::new(connections));
     tokio::select! {

@@ -61,7 +61,7 @@ fn size(entry: &LogEntry) -> usize {
     }
 }
 
-fn decode(bytes: Vec<u8>) -> io::Result<LogEntry> {
+pub(super) fn decode(bytes: Vec<u8>) -> io::Result<LogEntry> {
     Ok(proto::LogEntry::decode(Bytes::from(bytes))
         .map_err(invalid)?
         .try_into()?)

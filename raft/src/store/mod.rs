@@ -1,5 +1,6 @@
 //! openraft's storage traits on [`muster_storage::engine`].
 
+mod inspect;
 mod log;
 mod machine;
 mod snapshot;
@@ -8,6 +9,7 @@ mod sync;
 #[allow(clippy::expect_used)]
 mod tests;
 
+pub use inspect::Inspection;
 pub use log::LogStore;
 pub use machine::{Machine, Memory, Progress};
 pub use snapshot::{Receiver, Snapshot};

@@ -1,6 +1,6 @@
 //! rustls configurations.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, verify_server_cert_signed_by_trust_anchor};
@@ -25,27 +25,19 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(default_provider())
 }
 
-/// The node's certificate, in use by all connections; can be replaced while they run.
+/// The node's certificate, as all its connections present it.
 #[derive(Debug)]
-pub struct CertificateHolder(RwLock<Arc<CertifiedKey>>);
+pub struct CertificateHolder(Arc<CertifiedKey>);
 
 impl CertificateHolder {
     /// Holds a certificate with its key and the authority's certificate, which a joiner looks for
     /// in the chain.
     pub fn new(certificate_pem: &str, key_pem: &str, ca_pem: &str) -> Result<Arc<Self>, Error> {
-        let certified = certify(certificate_pem, key_pem, ca_pem)?;
-        Ok(Arc::new(Self(RwLock::new(certified))))
-    }
-
-    /// Replaces it.
-    pub fn replace(&self, certificate_pem: &str, key_pem: &str, ca_pem: &str) -> Result<(), Error> {
-        let certified = certify(certificate_pem, key_pem, ca_pem)?;
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
-        Ok(())
+        certify(certificate_pem, key_pem, ca_pem).map(|certified| Arc::new(Self(certified)))
     }
 
     fn current(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0)
     }
 }
 

@@ -1,0 +1,88 @@
+//! What this crate measures, described once for the exporter and the reference.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// Describes all metrics of this crate to the installed recorder.
+pub fn describe_metrics() {
+    describe_gauge!("muster_raft_is_leader", "1 on the node that leads");
+    describe_gauge!("muster_raft_voters", "Members that vote");
+    describe_gauge!("muster_raft_live_peers", "Peers heard from just now");
+    describe_gauge!(
+        "muster_raft_log_last_index",
+        "Last entry in this node's log"
+    );
+    describe_gauge!(
+        "muster_raft_committed_index",
+        "Last entry known to be committed"
+    );
+    describe_gauge!(
+        "muster_raft_applied_index",
+        "Last entry applied to this node's state"
+    );
+    describe_gauge!(
+        "muster_raft_artifacts_missing",
+        "Artifacts that the state names and this node lacks"
+    );
+    describe_counter!(
+        "muster_raft_leader_changes_total",
+        "Changes of the leader seen"
+    );
+    describe_counter!("muster_raft_dials_total", "Attempts to connect to a peer");
+    describe_counter!(
+        "muster_raft_handshakes_failed_total",
+        "Peer connections that failed their TLS handshake"
+    );
+    describe_counter!(
+        "muster_raft_log_entries_total",
+        "Entries appended to the log"
+    );
+    describe_counter!("muster_raft_log_syncs_total", "Syncs of the log to disk");
+    describe_counter!("muster_raft_proposals_applied_total", "Proposals applied");
+    describe_counter!(
+        "muster_raft_proposals_shed_total",
+        "Proposals refused because too many were waiting"
+    );
+    describe_counter!(
+        "muster_raft_read_index_failed_total",
+        "Rounds of linearizable reads that no quorum confirmed"
+    );
+    describe_counter!(
+        "muster_raft_snapshots_installed_total",
+        "Snapshots installed"
+    );
+    describe_counter!(
+        "muster_raft_artifact_bytes_pulled_total",
+        Unit::Bytes,
+        "Bytes of artifacts pulled from peers"
+    );
+    describe_histogram!(
+        "muster_raft_log_sync_seconds",
+        Unit::Seconds,
+        "Time of a log sync"
+    );
+    describe_histogram!(
+        "muster_raft_apply_seconds",
+        Unit::Seconds,
+        "Time to apply an entry"
+    );
+    describe_histogram!(
+        "muster_raft_commit_seconds",
+        Unit::Seconds,
+        "Time from proposing an entry to its outcome, on the leader"
+    );
+    describe_histogram!(
+        "muster_raft_read_index_seconds",
+        Unit::Seconds,
+        "Time of a round of linearizable reads"
+    );
+    describe_histogram!(
+        "muster_raft_snapshot_build_seconds",
+        Unit::Seconds,
+        "Time to make a snapshot"
+    );
+    describe_histogram!("muster_raft_entry_proposals", "Proposals in a log entry");
+    describe_histogram!(
+        "muster_raft_forward_batch",
+        "Proposals in a message to the leader"
+    );
+}
