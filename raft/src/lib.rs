@@ -20,6 +20,7 @@ mod status;
 mod store;
 mod telemetry;
 mod tls;
+mod trim;
 mod types;
 mod view;
 mod wire;

@@ -74,13 +74,15 @@ impl Default for Timing {
     }
 }
 
-/// Size of the log, in entries.
+/// Size of the log. Whichever limit is reached first counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// A snapshot is made after so many entries.
     pub snapshot_every: u64,
     /// So many entries that are in the snapshot are kept, for followers that were away.
     pub keep: u64,
+    /// A snapshot is made, and the log cut to a quarter of this, after so many octets.
+    pub bytes: u64,
 }
 
 impl Default for Limits {
@@ -88,6 +90,7 @@ impl Default for Limits {
         Self {
             snapshot_every: 200_000,
             keep: 200_000,
+            bytes: 512 << 20,
         }
     }
 }
@@ -103,6 +106,7 @@ impl Options {
         let Limits {
             snapshot_every,
             keep,
+            ..
         } = self.limits;
         let config = Config {
             cluster_name: "muster".into(),

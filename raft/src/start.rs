@@ -28,7 +28,7 @@ use crate::store::{LogStore, Machine};
 use crate::tls::{self, Authority, CertificateHolder, Names, NodeKey, Sealer};
 use crate::types::{Address, Raft};
 use crate::view::{self, View};
-use crate::{Error, manage, pulse, reads};
+use crate::{Error, manage, pulse, reads, trim};
 
 /// Gossip that a slow listener may fall behind by.
 const GOSSIP_BACKLOG: usize = 4096;
@@ -252,8 +252,12 @@ async fn resume(
 }
 
 /// See [`Cluster::solo`].
-#[allow(clippy::expect_used)]
 pub async fn solo(blobs_dir: Option<PathBuf>) -> Cluster {
+    solo_on(Engine::memory(), blobs_dir).await
+}
+
+#[allow(clippy::expect_used)]
+async fn solo_on(engine: Engine, blobs_dir: Option<PathBuf>) -> Cluster {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let options = Options {
         data_dir: scratch.path().to_owned(),
@@ -280,7 +284,7 @@ pub async fn solo(blobs_dir: Option<PathBuf>) -> Cluster {
     let blobs = Blobs::open(blobs_dir.as_deref().unwrap_or(scratch.path())).expect("blobs");
     let parts = Parts {
         identity,
-        engine: Engine::memory(),
+        engine,
         snapshots: scratch.path().join("snapshots"),
         blobs,
         certificate_pem: new.certificate_pem,
@@ -330,6 +334,7 @@ async fn assemble(parts: Parts, outside: Option<(&Files, TcpListener)>) -> Resul
         .map_err(opening())?
     };
     let memory = machine.memory();
+    let log_size = log.size();
     check_cluster(&memory, &identity)?;
     let certificate_pem =
         renew(&memory, &options, &identity, &key, sealer.as_ref())?.unwrap_or(certificate_pem);
@@ -401,6 +406,7 @@ async fn assemble(parts: Parts, outside: Option<(&Files, TcpListener)>) -> Resul
     desk::start(&inner, queues);
     inner.spawn(reads::run(Arc::clone(&inner), reads_queue));
     inner.spawn(catch_up(Arc::clone(&inner)));
+    inner.spawn(trim::run(Arc::clone(&inner), log_size));
     if let Some((_, listener)) = outside {
         let server_tls = Arc::new(tls::peer_server(&holder, &inner.ca_pem)?);
         let service = Service::new(Arc::clone(&inner));
@@ -461,4 +467,96 @@ async fn catch_up(inner: Arc<Inner>) {
     }
     inner.caught_up.store(true, Ordering::Release);
     tracing::info!("caught up with the cluster");
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io;
+    use std::ops::{Range, RangeInclusive};
+    use std::sync::atomic::AtomicBool;
+
+    use muster_storage::engine::{Log, MemoryLog, MemoryRows};
+
+    use super::*;
+
+    /// A disk whose syncs fail from some moment on.
+    #[derive(Default)]
+    struct Failing {
+        log: MemoryLog,
+        fails: AtomicBool,
+    }
+
+    impl Log for Failing {
+        fn bounds(&self) -> io::Result<Option<RangeInclusive<u64>>> {
+            self.log.bounds()
+        }
+
+        fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<(u64, Vec<u8>)>> {
+            self.log.read(range, max_bytes)
+        }
+
+        fn append(&self, entries: &[(u64, Vec<u8>)]) -> io::Result<()> {
+            self.log.append(entries)
+        }
+
+        fn truncate(&self, first: u64) -> io::Result<()> {
+            self.log.truncate(first)
+        }
+
+        fn purge(&self, last: u64, note: (&str, &[u8])) -> io::Result<()> {
+            self.log.purge(last, note)
+        }
+
+        fn note(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+            self.log.note(name)
+        }
+
+        fn set_note(&self, name: &str, value: &[u8]) -> io::Result<()> {
+            self.log.set_note(name, value)
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            if self.fails.load(Ordering::Acquire) {
+                return Err(io::Error::other("no space left on device"));
+            }
+            Ok(())
+        }
+
+        fn close(&self) {}
+    }
+
+    fn join_token() -> Proposal {
+        Proposal {
+            request: RequestId(Uuid::new_v4()),
+            actor: Actor("test".into()),
+            if_match: None,
+            command: Command::RevokeJoinTokens,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_disk_fails_acknowledges_nothing_more() {
+        let log = Arc::new(Failing::default());
+        let engine = Engine {
+            log: Arc::clone(&log) as _,
+            rows: Arc::new(MemoryRows::default()),
+        };
+        let cluster = solo_on(engine, None).await;
+        assert!(cluster.propose(join_token()).await.is_ok());
+        log.fails.store(true, Ordering::Release);
+        let error = cluster.propose(join_token()).await.err();
+        assert!(
+            matches!(error, Some(Error::Timeout | Error::Stopped(_))),
+            "{error:?}"
+        );
+        let mut view = cluster.inner.view.clone();
+        view.wait_for(|view| view.fault.is_some()).await.unwrap();
+        assert!(!cluster.has_quorum());
+        assert!(cluster.fault().unwrap().contains("no space left"));
+        assert!(matches!(
+            cluster.propose(join_token()).await,
+            Err(Error::Stopped(_))
+        ));
+    }
 }

@@ -23,6 +23,11 @@ pub fn describe_metrics() {
         "muster_raft_artifacts_missing",
         "Artifacts that the state names and this node lacks"
     );
+    describe_gauge!(
+        "muster_raft_log_grown_bytes",
+        Unit::Bytes,
+        "Appended to the log since it was last cut"
+    );
     describe_counter!(
         "muster_raft_leader_changes_total",
         "Changes of the leader seen"

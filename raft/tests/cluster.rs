@@ -327,6 +327,7 @@ async fn a_node_that_was_away_gets_a_snapshot() {
     let mut three = Three::with(Limits {
         snapshot_every: 50,
         keep: 10,
+        ..Limits::default()
     })
     .await;
     let away = (three.leader() + 1) % 3;
@@ -348,6 +349,36 @@ async fn a_node_that_was_away_gets_a_snapshot() {
     for node in &three.nodes {
         node.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_of_large_entries_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(dir.path(), "n0", found());
+    options.limits.bytes = 100_000;
+    let node = Cluster::start(options.clone()).await.unwrap();
+    let log_files = || {
+        std::fs::read_dir(dir.path().join("snapshots"))
+            .unwrap()
+            .count()
+    };
+    let mut written = 0;
+    while log_files() == 0 {
+        write(&node, &format!("p{written}")).await;
+        written += 1;
+    }
+    for i in 0..100 {
+        write(&node, &format!("q{i}")).await;
+    }
+    let before = node.read(|state| (state.revision(), state.digest()));
+    node.stop().await;
+    let node = Cluster::start(options).await.unwrap();
+    assert!(has(&node, "p0") && has(&node, "q99"));
+    assert_eq!(
+        node.read(|state| (state.revision(), state.digest())),
+        before
+    );
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -404,6 +435,89 @@ async fn artifacts_are_spread_pulled_and_streamed() {
     let (from, said) = tokio::select! { heard = heard => heard, () = say => unreachable!() };
     assert_eq!((from, &said[..]), (three.nodes[0].node_id(), &b"hello"[..]));
     for node in &three.nodes {
+        node.stop().await;
+    }
+}
+
+/// Writes without pause until told to stop; returns the names that were acknowledged.
+async fn keep_writing(
+    node: Cluster,
+    prefix: String,
+    stop: tokio_util::sync::CancellationToken,
+) -> Vec<String> {
+    let mut acknowledged = Vec::new();
+    for i in 0.. {
+        if stop.is_cancelled() {
+            break;
+        }
+        let name = format!("{prefix}-{i}");
+        match node.propose(put(&name)).await {
+            Ok(outcome) => {
+                assert!(outcome.result.is_ok());
+                acknowledged.push(name);
+            }
+            Err(Error::Stopped(_)) => break,
+            Err(_) => {}
+        }
+    }
+    acknowledged
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_while_nodes_come_and_go() {
+    let mut three = Three::with(Limits {
+        snapshot_every: 500,
+        keep: 100,
+        ..Limits::default()
+    })
+    .await;
+    let mut acknowledged = Vec::new();
+    for round in 0..6 {
+        let stop = tokio_util::sync::CancellationToken::new();
+        let writers: Vec<_> = (0..12)
+            .map(|writer| {
+                let node = three.nodes[writer % 3].clone();
+                let prefix = format!("r{round}-w{writer}");
+                tokio::spawn(keep_writing(node, prefix, stop.clone()))
+            })
+            .collect();
+        // The leader in every other round, else a follower.
+        let leader = three.leader();
+        let victim = (leader + round % 2) % 3;
+        let before = three.nodes[leader].read(muster_storage::State::revision);
+        until("some writes went through", || {
+            let now = three.nodes[leader].read(muster_storage::State::revision);
+            now.log_index() > before.log_index() + 100
+        })
+        .await;
+        three.nodes[victim].stop().await;
+        let other = (victim + 1) % 3;
+        let before = three.nodes[other].read(muster_storage::State::revision);
+        until("the others go on", || {
+            let now = three.nodes[other].read(muster_storage::State::revision);
+            now.log_index() > before.log_index() + 300
+        })
+        .await;
+        three.restart(victim, round % 3 == 0).await;
+        until("it is back", || three.nodes[victim].caught_up_once()).await;
+        stop.cancel();
+        for writer in writers {
+            acknowledged.extend(writer.await.unwrap());
+        }
+        until("there is a leader", || {
+            three.nodes.iter().any(Cluster::is_leader)
+        })
+        .await;
+    }
+    write(&three.nodes[0], "last").await;
+    three.agree().await;
+    println!("{} writes acknowledged", acknowledged.len());
+    for node in &three.nodes {
+        let lost: Vec<_> = acknowledged
+            .iter()
+            .filter(|name| !has(node, name))
+            .collect();
+        assert!(lost.is_empty(), "lost {} writes: {lost:?}", lost.len());
         node.stop().await;
     }
 }

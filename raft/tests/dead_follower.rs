@@ -54,14 +54,14 @@ async fn an_idle_leader_does_not_chase_a_dead_follower() {
         .await
         .unwrap();
     let mut others = Vec::new();
-    for i in 1..3 {
+    for (i, dir) in dirs.iter().enumerate().skip(1) {
         let start = Start::Join {
             peers: vec![format!("127.0.0.1:{}", leader.peer_port())],
             token: token.clone(),
         };
         let name = format!("n{i}");
         others.push(
-            Cluster::start(options(dirs[i].path(), &name, start))
+            Cluster::start(options(dir.path(), &name, start))
                 .await
                 .unwrap(),
         );

@@ -46,14 +46,14 @@ async fn writes_per_second() {
         .join_token(Duration::from_secs(600), Actor("test".into()))
         .await
         .unwrap();
-    for i in 1..3 {
+    for (i, dir) in dirs.iter().enumerate().skip(1) {
         let start = Start::Join {
             peers: vec![format!("127.0.0.1:{}", nodes[0].peer_port())],
             token: token.clone(),
         };
         let name = format!("n{i}");
         nodes.push(
-            Cluster::start(options(dirs[i].path(), &name, start))
+            Cluster::start(options(dir.path(), &name, start))
                 .await
                 .unwrap(),
         );

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -36,6 +37,40 @@ struct Inner {
     rows: Arc<dyn Rows>,
     syncer: Syncer,
     known: Mutex<Known>,
+    size: Arc<Size>,
+}
+
+/// Entries and octets appended since the log was last cut: what a cut may be worth.
+#[derive(Default)]
+pub struct Size {
+    entries: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Size {
+    /// Octets appended.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many of the last entries make up so many octets, about.
+    pub fn entries_in(&self, bytes: u64) -> u64 {
+        let average = self.bytes() / self.entries.load(Ordering::Relaxed).max(1);
+        bytes / average.max(1)
+    }
+
+    /// The log was cut.
+    pub fn reset(&self) {
+        self.entries.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+
+    fn grow(&self, stored: &[(u64, Vec<u8>)]) {
+        let bytes: usize = stored.iter().map(|(_, value)| value.len()).sum();
+        self.entries
+            .fetch_add(stored.len() as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 /// What need not be read from the disk.
@@ -147,8 +182,14 @@ impl LogStore {
                 log,
                 rows: Arc::clone(&engine.rows),
                 known: Mutex::new(known),
+                size: Arc::default(),
             }),
         })
+    }
+
+    /// How much was appended lately.
+    pub fn size(&self) -> Arc<Size> {
+        Arc::clone(&self.inner.size)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -289,6 +330,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .map(|entry| (entry.index(), proto::LogEntry::from(entry).encode_to_vec()))
             .collect();
         self.inner.log.append(&stored)?;
+        self.inner.size.grow(&stored);
         metrics::counter!("muster_raft_log_entries_total").increment(stored.len() as u64);
         let mut known = self.known();
         for entry in entries {

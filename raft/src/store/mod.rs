@@ -10,7 +10,7 @@ mod sync;
 mod tests;
 
 pub use inspect::Inspection;
-pub use log::LogStore;
+pub use log::{LogStore, Size};
 pub use machine::{Machine, Memory, Progress};
 pub use snapshot::{Receiver, Snapshot};
 
