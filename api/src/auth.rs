@@ -163,13 +163,12 @@ async fn by_password(app: &App, encoded: &str) -> Result<Actor, Problem> {
     let hash = stored.clone().unwrap_or_else(|| DECOY.clone());
     let key = credentials_key(name, password, &hash);
     let known = app.verified.contains(&key);
-    if known || check_password(password.to_owned(), hash).await? {
-        if stored.is_some() {
-            app.verified.insert(key);
-            return Ok(Actor(name.to_owned()));
-        }
+    let right = known || check_password(password.to_owned(), hash).await?;
+    if !right || stored.is_none() {
+        return Err(bad());
     }
-    Err(bad())
+    app.verified.insert(key);
+    Ok(Actor(name.to_owned()))
 }
 
 fn credentials_key(name: &str, password: &str, hash: &str) -> [u8; 32] {

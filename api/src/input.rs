@@ -169,13 +169,13 @@ impl Draft {
         if self.kind != ObjectKind::Reservation {
             return Ok(());
         }
-        if let Some(Value::String(text)) = self.fields.get_mut("machine") {
-            if text.parse::<Uuid>().is_err() {
-                let uuid = find(text).ok_or_else(|| {
-                    Problem::invalid("machine", format!("machine `{text}` does not exist"))
-                })?;
-                *text = uuid.to_string();
-            }
+        if let Some(Value::String(text)) = self.fields.get_mut("machine")
+            && text.parse::<Uuid>().is_err()
+        {
+            let uuid = find(text).ok_or_else(|| {
+                Problem::invalid("machine", format!("machine `{text}` does not exist"))
+            })?;
+            *text = uuid.to_string();
         }
         Ok(())
     }

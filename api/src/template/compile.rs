@@ -115,10 +115,10 @@ impl Sources {
         // The records are kept alive by the cache, so equal pointers are equal templates.
         static LAST: Mutex<Option<(Sources, SharedSet)>> = Mutex::new(None);
         let last = || LAST.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((sources, set)) = &*last() {
-            if sources.same(self) {
-                return Arc::clone(set);
-            }
+        if let Some((sources, set)) = &*last()
+            && sources.same(self)
+        {
+            return Arc::clone(set);
         }
         let set = Arc::new(Compiled::new(self.texts()));
         *last() = Some((self.clone(), Arc::clone(&set)));
