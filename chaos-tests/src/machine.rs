@@ -33,6 +33,14 @@ impl Display for Firmware {
     }
 }
 
+/// Arguments that switch OVMF's IPv6 off, as on networks without it: it would wait a minute for it.
+const NO_IPV6: [&str; 4] = [
+    "-fw_cfg",
+    "name=opt/org.tianocore/IPv6PXESupport,string=n",
+    "-fw_cfg",
+    "name=opt/org.tianocore/IPv6HTTPSupport,string=n",
+];
+
 /// A machine that is switched on; dropping it pulls the plug.
 #[derive(Debug)]
 pub struct Machine {
@@ -107,12 +115,10 @@ impl Machine {
             }
         };
         if firmware == Firmware::UefiHttp {
-            for version in ["IPv4", "IPv6"] {
-                qemu.args([
-                    "-fw_cfg",
-                    &format!("name=opt/org.tianocore/{version}PXESupport,string=n"),
-                ]);
-            }
+            qemu.args(["-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n"]);
+        }
+        if firmware != Firmware::Bios {
+            qemu.args(NO_IPV6);
         }
         let mut child = qemu
             .args(arguments)

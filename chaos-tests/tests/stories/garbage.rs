@@ -83,7 +83,7 @@ fn datagrams(cluster: &Cluster, host: &Host, random: &mut Random) -> Result<()> 
     for number in 0..DATAGRAMS {
         for (port, good) in [(67, &dhcp), (4011, &dhcp), (69, &tftp)] {
             let bytes = match number % 3 {
-                0 => random.octets(1500),
+                0 => random.octets(1400),
                 1 => random.bend(good),
                 _ => good[..random.below(good.len())].to_vec(),
             };

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use muster_chaos::cluster::Cluster;
 use muster_chaos::lab::wait_until;
 use muster_chaos::{content, invariant};
+use serde_json::Value;
 
 use crate::{MAC, PATIENCE, curl, tell};
 
@@ -24,43 +25,39 @@ fn a_late_node_gets_everything_and_a_false_one_nothing() -> Result<()> {
     })
 }
 
-/// The late node serves the kernel when it is the only one to have it.
+/// The late node has pulled all octets and serves them when it is the only one left.
 fn has_the_octets(cluster: &Cluster, late: usize) -> Result<()> {
     let host = cluster.lab().host("client", Some([10, 77, 0, 40].into()))?;
-    let path = content::KERNEL;
-    let kernel = format!("{}/artifacts/{path}", cluster.node(late).boot_url());
-    let (_, artifacts) = invariant::local(cluster.node(late), "artifacts")?;
-    let size = artifacts
-        .iter()
-        .find(|artifact| artifact["path"] == path)
-        .and_then(|artifact| artifact["size"].as_u64())
-        .context("no size")?;
-    wait_until("the octets to be on its disk", PATIENCE, || {
-        let blobs = fs::read_dir(cluster.node(late).data_dir().join("blobs"))?;
-        let sizes = blobs
-            .flatten()
-            .filter_map(|blob| Some(blob.metadata().ok()?.len()));
-        Ok(sizes.into_iter().any(|length| length == size).then_some(()))
+    let node = cluster.node(late);
+    let (_, artifacts) = invariant::local(node, "artifacts")?;
+    let size = |artifact: &Value| artifact["size"].as_u64().context("no size");
+    let all: u64 = artifacts.iter().map(size).sum::<Result<_>>()?;
+    wait_until("the octets to be pulled", PATIENCE, || {
+        let pulled = node.metric("muster_raft_artifact_bytes_pulled_total")?;
+        Ok((pulled as u64 >= all).then_some(()))
     })?;
     for index in 0..late {
         cluster.node(index).kill()?;
     }
-    let to = cluster.lab().dir().join("late-kernel");
-    curl(&host, &["--output", &to.display().to_string(), &kernel])?;
-    ensure!(fs::metadata(&to)?.len() == size, "cut short");
+    for artifact in &artifacts {
+        let path = artifact["path"].as_str().context("no path")?;
+        let url = format!("{}/artifacts/{path}", node.boot_url());
+        let to = cluster.lab().dir().join("fetched");
+        curl(&host, &["--output", &to.display().to_string(), &url])?;
+        ensure!(
+            fs::metadata(&to)?.len() == size(artifact)?,
+            "{path} is cut short"
+        );
+    }
     Ok(())
 }
 
 fn wrong_token(cluster: &mut Cluster) -> Result<()> {
     let token = cluster.cli(&["cluster", "join-token"])?.ok()?.stdout;
-    // One character, in the middle.
-    let wrong: String = {
-        let mut characters: Vec<char> = token.trim().chars().collect();
-        let middle = characters.len() * 3 / 4;
-        characters[middle] = if characters[middle] == 'a' { 'b' } else { 'a' };
-        characters.into_iter().collect()
-    };
-    let code = cluster.try_joiner(wrong.trim(), PATIENCE)?;
+    // One character of the secret, which comes first; behind it is what tells the cluster.
+    let mut wrong: Vec<char> = token.trim().chars().collect();
+    wrong[20] = if wrong[20] == 'a' { 'b' } else { 'a' };
+    let code = cluster.try_joiner(&String::from_iter(wrong), PATIENCE)?;
     ensure!(code == Some(1), "a wrong token: exit {code:?}");
     Ok(())
 }

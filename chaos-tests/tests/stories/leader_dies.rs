@@ -12,6 +12,25 @@ use muster_chaos::{content, invariant};
 
 use crate::{BOOT, MAC, PATIENCE, long, machines, tell};
 
+/// What a machine says on its serial port about something that it fetches.
+struct Transfer {
+    begin: &'static str,
+    end: &'static str,
+    /// So slow that there is a middle.
+    megabits: u32,
+}
+
+const KERNEL: Transfer = Transfer {
+    begin: "/artifacts/lab/vmlinuz",
+    end: "Linux version",
+    megabits: 20,
+};
+const LOADER: Transfer = Transfer {
+    begin: "Downloading NBP file",
+    end: "NBP file downloaded successfully",
+    megabits: 1,
+};
+
 /// How long the cluster may be without an answer after a death.
 const GAP: Duration = Duration::from_millis(1500);
 
@@ -77,54 +96,45 @@ fn while_it_sends_a_kernel() -> Result<()> {
     let cluster = Cluster::found(3)?;
     tell(&cluster, || {
         content::install(&cluster, &[("m1", MAC, "blue")])?;
-        while_sending(&cluster, Firmware::Bios, "/artifacts/lab/vmlinuz", 20)?;
+        while_sending(&cluster, Firmware::Bios, &KERNEL)?;
         if long() {
-            while_sending(&cluster, Firmware::Uefi, "/artifacts/lab/vmlinuz", 20)?;
+            while_sending(&cluster, Firmware::Uefi, &KERNEL)?;
         }
         Ok(())
     })
 }
 
 /// The middle of TFTP: firmware gives up this entry of its boot order, and its next one, HTTP, is
-/// answered by the others. IPv6 is off, as an operator without it would have it.
+/// answered by the others.
 #[test]
 fn while_it_sends_a_loader() -> Result<()> {
     let _turn = machines();
     let cluster = Cluster::found(3)?;
     tell(&cluster, || {
         content::install(&cluster, &[("m1", MAC, "blue")])?;
-        while_sending(&cluster, Firmware::Uefi, "Downloading NBP file", 1)
+        while_sending(&cluster, Firmware::Uefi, &LOADER)
     })
 }
 
 /// Kills the node that a machine is fetching something from, as the machine says on its serial
 /// port, after making it the leader. The machine has to come up without help.
-fn while_sending(cluster: &Cluster, firmware: Firmware, sign: &str, megabits: u32) -> Result<()> {
-    let no_ipv6 = ["PXE", "HTTP"]
-        .map(|what| format!("name=opt/org.tianocore/IPv6{what}Support,string=n"))
-        .map(|setting| ["-fw_cfg".to_owned(), setting]);
-    let no_ipv6: Vec<&str> = no_ipv6.iter().flatten().map(String::as_str).collect();
-    let mut machine = match firmware {
-        Firmware::Bios => Machine::boot(cluster.lab(), firmware, MAC)?,
-        _ => Machine::start(cluster.lab(), firmware, MAC, &no_ipv6)?,
-    };
-    machine.slow_link(megabits)?;
-    machine.wait_for(sign, BOOT)?;
+fn while_sending(cluster: &Cluster, firmware: Firmware, transfer: &Transfer) -> Result<()> {
+    let mut machine = Machine::boot(cluster.lab(), firmware, MAC)?;
+    machine.slow_link(transfer.megabits)?;
+    machine.wait_for(transfer.begin, BOOT)?;
     let server = server_of(cluster, &machine)?;
     if cluster.leader()? != server {
         cluster.transfer(server)?;
     }
     let serial = machine.serial();
     ensure!(
-        !serial.contains("Linux version"),
+        !serial.contains(transfer.end),
         "all was sent before its server could die:\n{serial}"
     );
     let killed = cluster.node(server).kill()?;
     let name = cluster.node(server).name();
-    if megabits == 1 {
-        // What is left is fetched from others at full speed.
-        machine.slow_link(1000)?;
-    }
+    // What is left is fetched from others at full speed.
+    machine.slow_link(1000)?;
     machine.wait_for("MUSTER-PAYLOAD hello m1 from", BOOT)?;
     machine.wait_for("MUSTER-REPORTED", BOOT)?;
     println!(
