@@ -374,11 +374,7 @@ impl Service {
             .filter(|member| member.identifiers.iter().any(on_link))
             .map(|member| member.id)
             .collect();
-        let named = request
-            .server_id
-            .and_then(|named| state.identifier(named))
-            .map(|identifier| identifier.node);
-        rank::rank(request.sender(), named, &nodes, self.node)
+        rank::rank(request.sender(), chosen(state, request), &nodes, self.node)
     }
 
     fn look(&self, exchange: &Exchange, confirmed: bool) -> (Action, Ipv4Addr, Option<ClientHash>) {
@@ -529,6 +525,18 @@ impl Service {
         drop(recent);
         self.cluster.gossip(Notice::encode(notices));
     }
+}
+
+/// The node that the client has to do with already: it named it, or has its address from it.
+fn chosen(state: &State, request: &Request) -> Option<NodeId> {
+    if let Some(named) = request.server_id {
+        return state.identifier(named).map(|identifier| identifier.node);
+    }
+    let address = match request.ciaddr.is_unspecified() {
+        true => request.client.requested?,
+        false => request.ciaddr,
+    };
+    state.lease(address).map(|record| record.object.node)
 }
 
 /// By what the client is known on its subnet.
