@@ -11,7 +11,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo test bench lint fmt clean setup setup-build payload
+.PHONY: build demo test test-long bench lint fmt clean setup setup-build payload
 
 build: setup-build
 	cargo build $(LOCKED) --package muster-node --bin muster
@@ -24,6 +24,10 @@ demo: setup payload build
 
 test: setup payload build
 	cargo test $(LOCKED) --workspace
+
+# As `test`, with every variant of the stories that have many.
+test-long: export MUSTER_LONG := 1
+test-long: test
 
 # One profile for everything: RocksDB is compiled once.
 bench: setup payload build
