@@ -14,12 +14,11 @@ export RUST_LIB_BACKTRACE ?= 0
 .PHONY: build demo test test-long bench lint fmt clean setup setup-build payload
 
 build: setup-build
-	cargo build $(LOCKED) --package muster-node --bin muster
+	cargo build $(LOCKED) --workspace --bins
 	install -D -m 755 $(cargo_target)/debug/muster target/bin/muster
 
 # Three nodes provision a machine, lose their leader, and provision again.
 demo: setup payload build
-	cargo build $(LOCKED) --package muster-chaos --bin muster-demo
 	$(cargo_target)/debug/muster-demo
 
 test: setup payload build

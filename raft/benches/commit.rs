@@ -72,16 +72,20 @@ async fn main() {
                 .map(|client| {
                     let (node, done) = (node.clone(), Arc::clone(&done));
                     tokio::spawn(async move {
-                        let name = format!("c{client}");
-                        let profile = serde_json::json!({ "name": name });
-                        let object = Object::Profile(serde_json::from_value(profile).unwrap());
+                        let mut written = 0;
                         while Instant::now() < end {
+                            written += 1;
+                            let profile = serde_json::json!({
+                                "name": format!("c{client}"),
+                                "params": { "written": written },
+                            });
+                            let object = Object::Profile(serde_json::from_value(profile).unwrap());
                             let proposal = Proposal {
                                 request: RequestId(Uuid::new_v4()),
                                 actor: Actor("test".into()),
                                 if_match: None,
                                 command: Command::Put {
-                                    object: object.clone(),
+                                    object,
                                     mode: PutMode::Apply,
                                 },
                             };
