@@ -101,6 +101,7 @@ pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
 async fn run(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
     let settings = Settings::new(data_dir, options)?;
     let metrics = telemetry::metrics()?;
+    tokio::spawn(telemetry::keep_up(metrics.clone()));
     let mut stop_signal = StopSignal::new()?;
 
     make_data_dir(data_dir)?;

@@ -1,8 +1,9 @@
 //! Logs and metrics of this process.
 
 use std::io::IsTerminal as _;
+use std::time::Duration;
 
-use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
@@ -12,6 +13,15 @@ use crate::config::LogFormat;
 const BUCKETS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
+
+/// Histograms that count writes.
+const BATCHED: &[&str] = &["muster_raft_forward_batch", "muster_raft_entry_proposals"];
+
+/// Upper bounds of these.
+const BATCHES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// How often histograms are folded.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why logs or metrics cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -52,16 +62,28 @@ pub fn log(level: &str, format: LogFormat) -> Result<(), Error> {
 /// # Errors
 /// When this process records them already.
 pub fn metrics() -> Result<PrometheusHandle, Error> {
-    let handle = PrometheusBuilder::new()
-        .set_buckets(BUCKETS)?
-        .install_recorder()?;
+    let mut builder = PrometheusBuilder::new().set_buckets(BUCKETS)?;
+    for name in BATCHED {
+        builder = builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), BATCHES)?;
+    }
+    let handle = builder.install_recorder()?;
     describe();
     Ok(handle)
 }
 
+/// Folds what histograms have gathered, again and again: nobody may ever ask for it.
+pub async fn keep_up(handle: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        ticks.tick().await;
+        handle.run_upkeep();
+    }
+}
+
 /// Says what this node's metrics mean, to whatever recorder there is.
 pub fn describe() {
+    muster_raft::describe_metrics();
     muster_api::rest::describe_metrics();
-    crate::boot::metrics::describe();
     crate::dhcp::metrics::describe();
+    crate::boot::metrics::describe();
 }

@@ -28,6 +28,7 @@ use crate::{Shared, auth};
 pub use artifacts::ARTIFACT_MAX;
 pub use extract::BODY_MAX;
 pub use objects::{PAGE_DEFAULT, PAGE_MAX};
+pub use openapi::document as openapi_document;
 
 /// Everything that a node in a cluster serves.
 pub fn router(app: Shared) -> Router {

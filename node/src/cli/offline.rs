@@ -1,10 +1,260 @@
-//! `muster node`: a data directory looked at without a server.
+//! `muster node`: a data directory looked at without a server, and without writing to it.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use muster_api::view;
+use muster_raft::Inspection;
+use muster_storage::event::{Action, Subject};
+use muster_storage::model::{Object, Record, Sha256};
+use muster_storage::state::Row;
+use muster_storage::{Change, Entry, Revision, State};
+use serde_json::{Map, Value, json};
+use sha2::Digest as _;
 
 use super::Error;
 use crate::config::NodeCommand;
 
-pub fn run(_dir: &Path, _command: &NodeCommand) -> Result<(), Error> {
-    Err(Error::Failed("not built yet".to_owned()))
+/// What stands for a secret.
+const SEALED: &str = "<sealed>";
+
+/// Checks a directory or prints what it holds.
+pub fn run(dir: &Path, command: &NodeCommand) -> Result<(), Error> {
+    let inspection = Inspection::open(dir).map_err(failed)?;
+    match command {
+        NodeCommand::Check => check(dir, &inspection),
+        NodeCommand::Dump => {
+            let mut out = BufWriter::new(io::stdout().lock());
+            dump(&inspection, &mut out)?;
+            Ok(out.flush()?)
+        }
+    }
+}
+
+fn failed(error: muster_raft::Error) -> Error {
+    Error::Failed(error.to_string())
+}
+
+/// The log from after the last applied entry, applied to the state: what a start would make of it.
+fn replay(
+    inspection: &Inspection,
+    mut seen: impl FnMut(&State, &[Change]) -> Result<(), Error>,
+) -> Result<State, Error> {
+    let mut state = inspection.state().clone();
+    let mut apply = |index: u64, entry: Option<Entry>| -> Result<(), Error> {
+        let Some(entry) = entry else {
+            return Ok(());
+        };
+        let outcomes = state.apply(Revision::new(index, 0), &entry);
+        state
+            .take_rows()
+            .map_err(|error| Error::Failed(error.to_string()))?;
+        for (_, changes) in outcomes {
+            seen(&state, &changes)?;
+        }
+        Ok(())
+    };
+    inspection.each_entry(inspection.applied().saturating_add(1), &mut apply)?;
+    Ok(state)
+}
+
+impl From<muster_raft::Error> for Error {
+    fn from(error: muster_raft::Error) -> Self {
+        failed(error)
+    }
+}
+
+fn check(dir: &Path, inspection: &Inspection) -> Result<(), Error> {
+    let log = inspection.log()?;
+    // What is applied already is read as well: a damaged entry would be sent to a peer.
+    let mut entries = 0u64;
+    inspection.each_entry(0, |_, _| {
+        entries = entries.saturating_add(1);
+        Ok::<_, Error>(())
+    })?;
+    let end = replay(inspection, |_, _| Ok(()))?;
+    let (artifacts, damaged) = check_artifacts(dir)?;
+    let report = json!({
+        "applied": {
+            "index": inspection.applied(),
+            "revision": inspection.state().revision().0,
+            "digest": inspection.state().digest().to_string(),
+        },
+        "log": {
+            "first": log.as_ref().map(|log| *log.start()),
+            "last": log.as_ref().map(|log| *log.end()),
+            "entries": entries,
+            "revision_at_end": end.revision().0,
+        },
+        "artifacts": {"whole": artifacts, "damaged": damaged},
+    });
+    let mut out = io::stdout().lock();
+    writeln!(out, "{report:#}")?;
+    match damaged.as_slice() {
+        [] => Ok(()),
+        _ => Err(Error::Failed(
+            "some artifacts are damaged: remove these files, and the node fetches them anew".into(),
+        )),
+    }
+}
+
+/// How many artifacts are whole, and which are not what their name says.
+fn check_artifacts(dir: &Path) -> Result<(usize, Vec<String>), Error> {
+    let (mut whole, mut damaged) = (0usize, Vec::new());
+    for fan in list(&dir.join("artifacts"))? {
+        for path in list(&fan)? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            // Files of other names are being written, or not ours.
+            let Some(Ok(sha256)) = name.map(str::parse::<Sha256>) else {
+                continue;
+            };
+            match digest(&path) {
+                Ok(found) if found == sha256 => whole = whole.saturating_add(1),
+                Ok(_) | Err(_) => damaged.push(path.display().to_string()),
+            }
+        }
+    }
+    Ok((whole, damaged))
+}
+
+/// What is in a directory; nothing when there is none.
+fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let listed = || {
+        let entries = match std::fs::read_dir(dir) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(Vec::new());
+            }
+            entries => entries?,
+        };
+        entries.map(|entry| Ok(entry?.path())).collect()
+    };
+    listed()
+        .map_err(|error: io::Error| Error::Failed(format!("reading {}: {error}", dir.display())))
+}
+
+fn digest(path: &Path) -> io::Result<Sha256> {
+    let mut hasher = sha2::Sha256::new();
+    io::copy(&mut File::open(path)?, &mut hasher)?;
+    Ok(Sha256(hasher.finalize().into()))
+}
+
+fn dump(inspection: &Inspection, out: &mut impl Write) -> Result<(), Error> {
+    let state = inspection.state();
+    let rows = state
+        .rows()
+        .map_err(|error| Error::Failed(error.to_string()))?;
+    for row in rows {
+        let value = row.value.unwrap_or_default();
+        let (_, row) =
+            Row::decode(&row.key, &value).map_err(|error| Error::Failed(error.to_string()))?;
+        if let Some((revision, kind, object)) = of_row(state, row) {
+            line(out, "state", revision, &kind, "present", object)?;
+        }
+    }
+    replay(inspection, |state, changes| {
+        for change in changes {
+            let (kind, object) = of_change(state, change);
+            let action = match change.action {
+                Action::Created => "created",
+                Action::Updated => "updated",
+                Action::Deleted => "deleted",
+            };
+            line(out, "log", change.revision, kind, action, object)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn line(
+    out: &mut impl Write,
+    source: &str,
+    revision: Revision,
+    kind: &str,
+    action: &str,
+    object: Value,
+) -> Result<(), Error> {
+    let members = BTreeMap::from([
+        ("source", Value::from(source)),
+        ("revision", revision.0.into()),
+        ("kind", kind.into()),
+        ("action", action.into()),
+        ("object", object),
+    ]);
+    Ok(writeln!(out, "{}", json!(members))?)
+}
+
+/// Revision, kind and JSON form of a row; history is left out.
+fn of_row(state: &State, row: Row) -> Option<(Revision, String, Value)> {
+    let whole = state.revision();
+    Some(match row {
+        Row::Event(_) => return None,
+        Row::Meta(meta) => {
+            let object = json!({"schema": meta.schema, "time": view::time(meta.time)});
+            (meta.revision, "meta".into(), object)
+        }
+        Row::Cluster(cluster) => {
+            let object =
+                json!({"id": cluster.id, "ca_pem": cluster.ca_pem, "ca_key_sealed": SEALED});
+            (whole, "cluster".into(), object)
+        }
+        Row::Member(record) => (
+            record.revision,
+            "node".into(),
+            Value::Object(view::member(&record)),
+        ),
+        Row::Identifier(identifier) => (whole, "identifier".into(), json!(identifier)),
+        Row::JoinToken(token) => {
+            let object = json!({"expires_at": view::time(token.expires_at), "hash": SEALED});
+            (whole, "join_token".into(), object)
+        }
+        Row::Token(token) => {
+            let object = json!({"user": token.user, "expires_at": view::time(token.expires_at), "hash": SEALED});
+            (whole, "token".into(), object)
+        }
+        Row::Object(record) => {
+            let kind = record.object.kind().singular().to_owned();
+            (record.revision, kind, of_object(state, &record.object))
+        }
+        Row::Lease(record) => (record.revision, "lease".into(), view::lease(state, &record)),
+        Row::Report(report) => {
+            let object = json!({"machine": report.machine, "at": view::time(report.at), "body": report.body});
+            (whole, "report".into(), object)
+        }
+    })
+}
+
+fn of_object(state: &State, object: &Object) -> Value {
+    let mut fields: Map<String, Value> = view::public_fields(state, object);
+    if matches!(object, Object::User(_)) {
+        fields.insert("password_hash".into(), SEALED.into());
+    }
+    Value::Object(fields)
+}
+
+fn of_change<'a>(state: &State, change: &'a Change) -> (&'a str, Value) {
+    let object = match &change.subject {
+        Subject::Object(object) => of_object(state, object),
+        Subject::Lease(lease) => view::lease(
+            state,
+            &Record {
+                revision: change.revision,
+                created_at: lease.bound_at,
+                updated_at: change.at,
+                object: lease.clone(),
+            },
+        ),
+        Subject::Member(_) | Subject::Report(_) => view::change(state, change)
+            .get("object")
+            .cloned()
+            .unwrap_or_default(),
+    };
+    (change.subject.kind(), object)
 }
