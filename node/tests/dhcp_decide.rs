@@ -191,6 +191,31 @@ fn renewing_and_rebinding() {
     }
 }
 
+/// A client that renews keeps the server it knows, whoever answers in its place; when that one is
+/// gone it learns of another, to which its next renewal goes.
+#[test]
+fn a_renewal_keeps_its_server_while_that_lives() {
+    let mut world = World::new();
+    let own_node = world.node;
+    let peer = world.state.member_named("b").unwrap().id;
+    world.node = peer;
+    let own = world.lease(MAC);
+    world.node = own_node;
+    for packet in [Packet::rebind(MAC, own), Packet::reboot(MAC, own)] {
+        assert_eq!(world.reply(&packet).server_id, PEER);
+    }
+    let chosen = Packet::renew(MAC, own);
+    assert_eq!(
+        world.reply(&chosen).server_id,
+        NODE,
+        "by unicast to this one"
+    );
+    world.dead = Some(peer);
+    for packet in [Packet::rebind(MAC, own), Packet::reboot(MAC, own)] {
+        assert_eq!(world.reply(&packet).server_id, NODE);
+    }
+}
+
 /// §4.3.3: from the holder, with 50 and 54; the address is given to nobody for a while.
 #[test]
 fn decline_is_quarantine() {

@@ -32,6 +32,8 @@ pub struct PeerView<'a> {
     pub caught_up: bool,
     /// Whether it has caught up by read-index since this packet came.
     pub confirmed: bool,
+    /// Whether a member is there.
+    pub live: &'a dyn Fn(NodeId) -> bool,
     /// Addresses that are on offer to others.
     pub avoid: &'a dyn Fn(Ipv4Addr) -> bool,
     /// Renders an option's value that is a template.
@@ -206,7 +208,7 @@ pub fn conclude(
         Ok(Effect::Bound(lease)) => {
             let promised = state.promise(&request.client, subnet);
             let secs = case.within_commit(lease, promised).ok_or(Reason::Refused)?;
-            Ok(Some(case.ack(lease.address, secs)))
+            Ok(Some(case.ack(lease, secs)))
         }
         Ok(_) => Err(Reason::Refused),
         Err(_) => match Asking::of(request) {
@@ -281,7 +283,7 @@ impl Case<'_> {
             return Action::Silent(Reason::ForeignServer);
         }
         match self.confirmable(asking.address()) {
-            Confirmable::Yes(lease, secs) => return self.send(self.ack(lease.address, secs)),
+            Confirmable::Yes(lease, secs) => return self.send(self.ack(lease, secs)),
             Confirmable::No => {}
             Confirmable::Unchecked => return self.check(),
         }
@@ -502,11 +504,28 @@ impl Case<'_> {
         self.reply(MessageType::Offer, address, Some(secs))
     }
 
-    /// Carries the identifier that the client named: it takes no other (RFC 2131 §4.4.1).
-    fn ack(&self, address: Ipv4Addr, secs: u32) -> Reply {
-        let mut ack = self.reply(MessageType::Ack, address, Some(secs));
-        ack.server_id = self.request.server_id.unwrap_or(self.own);
+    /// Carries the identifier that the client named: it takes no other (RFC 2131 §4.4.1). One that
+    /// names none keeps the one that it has its address from, while that node is there.
+    fn ack(&self, lease: &Lease, secs: u32) -> Reply {
+        let mut ack = self.reply(MessageType::Ack, lease.address, Some(secs));
+        let demanded = self.request.relay.as_ref().and_then(|it| it.server_id);
+        ack.server_id = self
+            .request
+            .server_id
+            .or(demanded)
+            .or_else(|| self.identifier_of(lease.node))
+            .unwrap_or(self.own);
         ack
+    }
+
+    /// What a peer that is there calls itself on this subnet.
+    fn identifier_of(&self, node: NodeId) -> Option<Ipv4Addr> {
+        // A client that renews by unicast has chosen this node.
+        let chosen = self.request.arrival.destination == self.own;
+        let there = node != self.view.node && !chosen && (self.view.live)(node);
+        let member = self.state.member(node).filter(|_| there)?;
+        let mut identifiers = member.identifiers.iter().copied();
+        identifiers.find(|address| self.subnet.cidr.contains(address))
     }
 
     fn nak(&self, message: &'static str) -> Reply {

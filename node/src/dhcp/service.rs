@@ -441,6 +441,7 @@ impl Service {
             quorum: standing.quorum,
             caught_up: standing.caught_up,
             confirmed,
+            live: &|node| node == self.node || standing.live.contains(&node),
             avoid: &|address| self.recent().offered_to_other(address, client, now),
             render: &|text| {
                 let rendered = exchange.rendered.get(text).cloned();

@@ -37,6 +37,7 @@ pub struct World {
     pub quorum: bool,
     pub caught_up: bool,
     pub identifier: Option<Ipv4Addr>,
+    pub dead: Option<NodeId>,
 }
 
 pub fn subnet() -> Subnet {
@@ -79,6 +80,7 @@ impl World {
             quorum: true,
             caught_up: true,
             identifier: Some(NODE),
+            dead: None,
         };
         world.apply(Command::Found(Box::new(Founding {
             cluster_id: uuid::Uuid::nil(),
@@ -161,6 +163,7 @@ impl World {
             quorum: self.quorum,
             caught_up: self.caught_up,
             confirmed,
+            live: &|node| Some(node) != self.dead,
             avoid: &|_| false,
             render: &|text| Ok(text.replace("{{ node }}", "10.77.0.1")),
         })
