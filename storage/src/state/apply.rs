@@ -8,6 +8,9 @@ use crate::command::{Command, Effect, Entry, Outcome, Rejection};
 use crate::event::{Action, Change, Subject};
 use crate::model::{BootReport, Revision};
 
+/// Characters of a callback in its event; the whole of the last one stands beside the machine.
+const REPORT_TOLD_MAX: usize = 1024;
+
 impl State {
     /// Applies a committed entry: the only way in which state changes.
     ///
@@ -21,6 +24,7 @@ impl State {
         let last = entry.proposals.len().saturating_sub(1) as u64;
         meta.revision = Revision(revision.0.saturating_add(last));
         meta.schema = meta.schema.max(1);
+        meta.forgotten = self.trim_history().unwrap_or(meta.forgotten);
         self.put(RowKey::Meta, Some(Row::Meta(meta)));
         let outcomes = entry
             .proposals
@@ -126,7 +130,11 @@ impl State {
             body: body.to_owned(),
         };
         self.put(RowKey::Report(machine), Some(Row::Report(report.clone())));
-        self.changed(context, Action::Created, Subject::Report(report));
+        let told = BootReport {
+            body: report.body.chars().take(REPORT_TOLD_MAX).collect(),
+            ..report
+        };
+        self.changed(context, Action::Created, Subject::Report(told));
         Ok(Effect::Done)
     }
 }

@@ -429,9 +429,11 @@ impl State {
 
     /// Whether some address was given back at or before `applied_by_all` and waits to be free.
     pub fn has_reclaimable(&self, applied_by_all: Revision) -> bool {
-        self.leases_released
-            .first()
-            .is_some_and(|(revision, _)| *revision <= applied_by_all)
+        self.meta.no_reclaim_until <= self.meta.time
+            && self
+                .leases_released
+                .first()
+                .is_some_and(|(revision, _)| *revision <= applied_by_all)
     }
 
     pub(super) fn expire(&mut self, context: Context<'_>) -> Effect {
@@ -451,6 +453,9 @@ impl State {
     }
 
     pub(super) fn reclaim(&mut self, context: Context<'_>, applied_by_all: Revision) -> Effect {
+        if self.meta.no_reclaim_until > context.at {
+            return Effect::Ended(0);
+        }
         let released: Vec<Ipv4Addr> = self
             .leases_released
             .iter()

@@ -1,7 +1,9 @@
 //! Nodes, tokens and the founding of the cluster.
 
+use std::net::Ipv4Addr;
+
 use super::row::{Row, RowKey};
-use super::table::{Cluster, Context, State};
+use super::table::{Cluster, Context, Meta, State};
 use crate::command::{Effect, Founding, Rejection};
 use crate::event::{Action, Subject};
 use crate::model::{
@@ -105,29 +107,54 @@ impl State {
             kind: "node".into(),
             key: node.to_string(),
         })?;
-        // Clients name its identifiers until the longest lease granted so far ends.
-        let longest = self
-            .leases_due
-            .last()
-            .map_or(context.at, |(due, _)| (*due).max(context.at));
-        for identifier in self.identifiers.clone().into_values() {
-            if identifier.node == node {
-                let kept = Identifier {
-                    until: Some(longest),
-                    ..identifier
-                };
-                self.put(
-                    RowKey::Identifier(kept.address),
-                    Some(Row::Identifier(kept)),
-                );
-            }
-        }
+        self.retire_identifiers(context, node, &[]);
+        // It may not have heard of what was given back, and may confirm it while it is cut off.
+        let meta = Meta {
+            no_reclaim_until: self
+                .meta
+                .no_reclaim_until
+                .max(self.longest_hold(context.at)),
+            ..self.meta.clone()
+        };
+        self.put(RowKey::Meta, Some(Row::Meta(meta)));
         self.put(RowKey::Member(node), None);
         self.changed(context, Action::Deleted, Subject::Member(member));
         Ok(Effect::Done)
     }
 
+    /// When the last lease that was granted so far ends; `at` if that is over.
+    fn longest_hold(&self, at: Timestamp) -> Timestamp {
+        self.leases_due
+            .last()
+            .map_or(at, |(held_until, _)| (*held_until).max(at))
+    }
+
+    /// Identifiers of a node that are not in `kept` are honoured until the longest lease granted so
+    /// far ends: clients name them until then.
+    fn retire_identifiers(&mut self, context: Context<'_>, node: NodeId, kept: &[Ipv4Addr]) {
+        let until = self.longest_hold(context.at);
+        let retired: Vec<Identifier> = self
+            .identifiers
+            .values()
+            .filter(|known| {
+                known.node == node && known.until.is_none() && !kept.contains(&known.address)
+            })
+            .cloned()
+            .collect();
+        for identifier in retired {
+            let identifier = Identifier {
+                until: Some(until),
+                ..identifier
+            };
+            self.put(
+                RowKey::Identifier(identifier.address),
+                Some(Row::Identifier(identifier)),
+            );
+        }
+    }
+
     pub(super) fn write_member(&mut self, context: Context<'_>, member: Member, action: Action) {
+        self.retire_identifiers(context, member.id, &member.identifiers);
         for address in &member.identifiers {
             self.put(
                 RowKey::Identifier(*address),

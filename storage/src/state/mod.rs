@@ -15,4 +15,4 @@ pub use bind::{Grant, Offer};
 pub use boot::{BootClient, BootPlan, BootTarget};
 pub use params::GLOBAL;
 pub use row::{Digest, Row, RowKey, RowWrite};
-pub use table::{Cluster, EVENTS_MAX, Gone, Meta, State};
+pub use table::{Cluster, EVENTS_MAX, EVENTS_OCTETS_MAX, Gone, Meta, State};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::table::{Cluster, EVENTS_MAX, Gone, State};
+use super::table::{Cluster, Gone, State};
 use crate::event::Change;
 use crate::model::{
     BootReport, Identifier, JoinToken, Lease, Mac, Machine, Member, NodeId, Object, ObjectKind,
@@ -154,24 +154,18 @@ impl State {
         &self,
         after: Revision,
     ) -> Result<impl Iterator<Item = &Arc<Change>>, Gone> {
-        let kept_from = self.events.front().map(|(_, change)| change.revision);
-        if self.events.len() >= EVENTS_MAX && kept_from.is_some_and(|first| after < first) {
+        if after < self.meta.forgotten {
             return Err(Gone(after));
         }
         let start = self
             .events
-            .partition_point(|(_, change)| change.revision <= after);
-        Ok(self.events.range(start..).map(|(_, change)| change))
+            .partition_point(|event| event.change.revision <= after);
+        Ok(self.events.range(start..).map(|event| &event.change))
     }
 
     /// Revision to follow the history from, as far as it is kept.
     pub fn history_start(&self) -> Revision {
-        // The oldest revision may be there in part.
-        let first = self
-            .events
-            .front()
-            .filter(|_| self.events.len() >= EVENTS_MAX);
-        first.map_or(Revision(0), |(_, change)| change.revision)
+        self.meta.forgotten
     }
 }
 

@@ -20,6 +20,9 @@ use crate::schema::{self, Corrupt};
 /// Changes kept for those who follow the history; older ones are gone (HTTP 410).
 pub const EVENTS_MAX: usize = 20_000;
 
+/// Octets of kept changes, as stored: they are in memory and in every snapshot.
+pub const EVENTS_OCTETS_MAX: usize = 64 << 20;
+
 /// What all nodes agree on. Read through shared references, changed by [`State::apply`] alone.
 #[derive(Clone, Debug, Default)]
 pub struct State {
@@ -32,7 +35,8 @@ pub struct State {
     pub(super) objects: BTreeMap<ObjectKind, BTreeMap<String, Arc<Record<Object>>>>,
     pub(super) leases: BTreeMap<Ipv4Addr, Arc<Record<Lease>>>,
     pub(super) reports: BTreeMap<Uuid, BootReport>,
-    pub(super) events: VecDeque<(u32, Arc<Change>)>,
+    pub(super) events: VecDeque<Event>,
+    events_octets: usize,
     // Derived from the rows, by `index`.
     pub(super) machines_by_mac: BTreeMap<Mac, String>,
     pub(super) machines_by_uuid: BTreeMap<Uuid, String>,
@@ -61,6 +65,22 @@ pub struct Meta {
     pub time: Timestamp,
     /// Revision of the last proposal of the last entry: what is at or below it has been applied.
     pub revision: Revision,
+    /// Newest revision of which changes are no longer kept.
+    pub forgotten: Revision,
+    /// Until then no address that was given back is free early: a member was removed that may not
+    /// know of it and may still confirm it to its last holder.
+    pub no_reclaim_until: Timestamp,
+}
+
+/// A kept change.
+#[derive(Clone, Debug)]
+pub(super) struct Event {
+    /// Its place among the changes of its revision.
+    pub position: u32,
+    /// What changed.
+    pub change: Arc<Change>,
+    /// Stored size.
+    octets: usize,
 }
 
 /// Identity of the cluster, written once by the founding entry.
@@ -114,7 +134,7 @@ impl State {
         for (key, value) in rows {
             let (row_key, row) = Row::decode(&key, &value)?;
             state.digest.add(&key, &value);
-            state.index(&row_key, Some(row));
+            state.index(&row_key, Some(row), value.len());
         }
         if state.meta.schema > schema::CURRENT {
             return Err(Corrupt::Newer {
@@ -155,10 +175,10 @@ impl State {
             .chain(self.reports.values().cloned().map(Row::Report))
             .map(|row| (row.key(0), row));
         rows.extend(others);
-        rows.extend(self.events.iter().map(|(position, change)| {
+        rows.extend(self.events.iter().map(|event| {
             (
-                RowKey::Event(change.revision, *position),
-                Row::Event(Box::new((**change).clone())),
+                RowKey::Event(event.change.revision, event.position),
+                Row::Event(Box::new((*event.change).clone())),
             )
         }));
         let mut writes = rows
@@ -212,13 +232,20 @@ impl State {
                 Some(Row::Event(Box::new(change.clone()))),
             );
         }
-        while self.events.len() > EVENTS_MAX {
-            let Some((position, change)) = self.events.front() else {
+    }
+
+    /// Forgets the oldest changes beyond the limits; returns the newest revision it forgot of.
+    pub(super) fn trim_history(&mut self) -> Option<Revision> {
+        let mut forgotten = None;
+        while self.events.len() > EVENTS_MAX || self.events_octets > EVENTS_OCTETS_MAX {
+            let Some(oldest) = self.events.front() else {
                 break;
             };
-            let key = RowKey::Event(change.revision, *position);
-            self.put(key, None);
+            let (revision, position) = (oldest.change.revision, oldest.position);
+            self.put(RowKey::Event(revision, position), None);
+            forgotten = Some(revision);
         }
+        forgotten
     }
 
     pub(super) fn roll_back(&mut self) {
@@ -238,7 +265,8 @@ impl State {
                 None
             }
         };
-        let before = self.index(&key, row);
+        let octets = value.as_ref().map_or(0, Vec::len);
+        let before = self.index(&key, row, octets);
         if let Some(old) = before.as_ref().and_then(|row| row.encode().ok()) {
             self.digest.remove(&encoded, &old);
         }
@@ -252,8 +280,8 @@ impl State {
         self.undo.push((key, before));
     }
 
-    /// Puts a row into its table and the indexes; returns what stood there.
-    fn index(&mut self, key: &RowKey, row: Option<Row>) -> Option<Row> {
+    /// Puts a row of so many stored octets into its table and the indexes; returns what stood there.
+    fn index(&mut self, key: &RowKey, row: Option<Row>, octets: usize) -> Option<Row> {
         match (key, row) {
             (RowKey::Object(kind, name), row) => {
                 let new = match row {
@@ -271,22 +299,28 @@ impl State {
                 self.index_lease(*address, new)
                     .map(|record| Row::Lease(Box::new(unshare(record))))
             }
-            (RowKey::Event(revision, position), row) => match row {
-                Some(Row::Event(change)) => {
-                    let at = self.events.partition_point(|(old_position, old)| {
-                        (old.revision, *old_position) < (*revision, *position)
-                    });
-                    self.events.insert(at, (*position, Arc::new(*change)));
-                    None
+            (RowKey::Event(revision, position), row) => {
+                let at = self.events.partition_point(|event| {
+                    (event.change.revision, event.position) < (*revision, *position)
+                });
+                let stands = self.events.get(at).is_some_and(|event| {
+                    (event.change.revision, event.position) == (*revision, *position)
+                });
+                let old = stands.then(|| self.events.remove(at)).flatten();
+                if let Some(old) = &old {
+                    self.events_octets = self.events_octets.saturating_sub(old.octets);
                 }
-                _ => {
-                    let at = self.events.iter().position(|(old_position, old)| {
-                        (old.revision, *old_position) == (*revision, *position)
-                    })?;
-                    let (_, change) = self.events.remove(at)?;
-                    Some(Row::Event(Box::new(unshare(change))))
+                if let Some(Row::Event(change)) = row {
+                    self.events_octets = self.events_octets.saturating_add(octets);
+                    let event = Event {
+                        position: *position,
+                        change: Arc::new(*change),
+                        octets,
+                    };
+                    self.events.insert(at, event);
                 }
-            },
+                old.map(|event| Row::Event(Box::new(unshare(event.change))))
+            }
             (RowKey::Meta, row) => {
                 let new = match row {
                     Some(Row::Meta(meta)) => meta,

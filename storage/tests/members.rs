@@ -1,0 +1,203 @@
+//! What the state keeps of its members: identifiers, early reuse of addresses, and a bounded history.
+
+#![allow(clippy::expect_used, clippy::panic)]
+
+use std::net::Ipv4Addr;
+
+use muster_storage::command::{Bind, Client, Founding, PutMode};
+use muster_storage::model::{LeaseState, Machine, Member, Object, Octets, Sha256};
+use muster_storage::state::EVENTS_OCTETS_MAX;
+use muster_storage::{
+    Actor, Command, Effect, Entry, Mac, NodeId, Proposal, RequestId, Revision, State, Timestamp,
+};
+use uuid::Uuid;
+
+/// A cluster that is written to one command at a time, a second apart.
+struct Site {
+    state: State,
+    index: u64,
+}
+
+impl Site {
+    fn new() -> Self {
+        let mut site = Self {
+            state: State::default(),
+            index: 0,
+        };
+        site.run(Command::Found(Box::new(Founding {
+            cluster_id: Uuid::from_u128(1),
+            ca_pem: String::new(),
+            ca_key_sealed: Octets::default(),
+            admin_password_hash: String::new(),
+            member: member(1, &[]),
+        })));
+        site
+    }
+
+    fn run(&mut self, command: Command) -> Effect {
+        self.index += 1;
+        let entry = Entry {
+            at: Timestamp(1_000_000 + self.index * 1000),
+            proposals: vec![Proposal {
+                request: RequestId(Uuid::nil()),
+                actor: Actor("test".into()),
+                if_match: None,
+                command,
+            }],
+        };
+        let mut outcomes = self.state.apply(Revision::new(self.index, 0), &entry);
+        let (outcome, _) = outcomes.pop().expect("one outcome");
+        outcome.result.expect("accepted")
+    }
+
+    fn bind(&mut self, last: u8) -> Ipv4Addr {
+        let client = client(last);
+        let offer = self
+            .state
+            .offer(&client, &|_| false, self.state.time())
+            .expect("an offer");
+        self.run(Command::Bind(Box::new(Bind {
+            client,
+            address: offer.address,
+            node: NodeId(1),
+        })));
+        offer.address
+    }
+}
+
+fn member(last: u8, identifiers: &[Ipv4Addr]) -> Member {
+    Member {
+        id: NodeId(u64::from(last)),
+        name: format!("n{last}"),
+        address: Ipv4Addr::new(10, 0, 0, last).into(),
+        peer_port: 8093,
+        api_port: 8092,
+        boot_port: 8091,
+        version: "0.1.0".into(),
+        max_schema: 1,
+        key_hash: Sha256([last; 32]),
+        identifiers: identifiers.to_vec(),
+    }
+}
+
+fn client(last: u8) -> Client {
+    Client {
+        mac: Some(Mac([2, 0, 0, 0, 0, last])),
+        client_id: None,
+        boots: false,
+        link: vec![Ipv4Addr::new(10, 0, 0, 1)],
+        requested: None,
+        lease_secs: None,
+        hostname: None,
+        relay: None,
+    }
+}
+
+fn subnet() -> Command {
+    let subnet = serde_json::json!({
+        "name": "lab", "cidr": "10.0.0.0/24", "pools": ["10.0.0.100-10.0.0.101"], "lease_secs": 100
+    });
+    Command::Put {
+        object: Object::Subnet(serde_json::from_value(subnet).expect("a subnet")),
+        mode: PutMode::Create,
+    }
+}
+
+#[test]
+fn an_identifier_that_its_node_gave_up_is_honoured_until_the_last_lease_ends() {
+    let (old, new) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+    let mut site = Site::new();
+    site.run(subnet());
+    site.run(Command::UpdateMember(Box::new(member(1, &[old]))));
+    let address = site.bind(1);
+    let until = site.state.lease(address).expect("bound").object.held_until;
+
+    site.run(Command::UpdateMember(Box::new(member(1, &[new]))));
+    let known = |site: &Site, address| site.state.identifier(address).cloned();
+    assert_eq!(known(&site, old).and_then(|it| it.until), Some(until));
+    assert_eq!(known(&site, new).map(|it| it.until), Some(None));
+
+    // It comes back into use when the node has it again.
+    site.run(Command::UpdateMember(Box::new(member(1, &[old, new]))));
+    assert_eq!(known(&site, old).map(|it| it.until), Some(None));
+}
+
+#[test]
+fn no_address_is_free_early_while_a_removed_member_may_still_confirm_it() {
+    let mut site = Site::new();
+    site.run(subnet());
+    let Effect::Member(second) = site.run(Command::AddMember {
+        member: Box::new(member(2, &[])),
+        token: None,
+    }) else {
+        panic!("no member was added");
+    };
+    let address = site.bind(1);
+    let hold = site.state.lease(address).expect("bound").object.held_until;
+    let release = Command::Release {
+        client: Box::new(client(1)),
+        address,
+    };
+    site.run(release);
+    site.run(Command::RemoveMember { node: second });
+
+    let all = Revision(u64::MAX);
+    assert!(!site.state.has_reclaimable(all));
+    let reclaim = Command::Reclaim {
+        applied_by_all: all,
+    };
+    assert_eq!(site.run(reclaim.clone()), Effect::Ended(0));
+    assert!(!site.state.lease(address).expect("kept").object.free);
+
+    // Once the longest lease of that time has ended, releases are free at once again.
+    site.index += hold.secs_since(site.state.time()) + 20;
+    site.run(Command::Expire);
+    let address = site.bind(3);
+    let release = Command::Release {
+        client: Box::new(client(3)),
+        address,
+    };
+    site.run(release);
+    assert!(site.state.has_reclaimable(all));
+    assert_eq!(site.run(reclaim), Effect::Ended(1));
+    let lease = &site.state.lease(address).expect("kept").object;
+    assert!(lease.free && lease.state == LeaseState::Released);
+}
+
+#[test]
+fn history_is_bounded_in_octets_and_says_what_it_forgot() {
+    let mut site = Site::new();
+    let machine = Machine {
+        uuid: Uuid::from_u128(7),
+        name: "m1".into(),
+        macs: vec![Mac([2, 0, 0, 0, 0, 1])],
+        bootenv: "local".into(),
+        profiles: Vec::new(),
+        params: Default::default(),
+    };
+    let large = "x".repeat(8 << 20);
+    for turn in 0..12 {
+        let mut machine = machine.clone();
+        machine
+            .params
+            .insert("large".into(), format!("{turn}{large}").into());
+        site.run(Command::Put {
+            object: Object::Machine(machine),
+            mode: PutMode::Apply,
+        });
+    }
+    assert!(site.state.events_after(Revision(0)).is_err());
+    let kept: Vec<_> = site
+        .state
+        .events_after(site.state.history_start())
+        .expect("as far as it is kept")
+        .collect();
+    // One entry may stand above the limit until the next one trims.
+    let most = EVENTS_OCTETS_MAX / (8 << 20) + 1;
+    assert!((2..=most).contains(&kept.len()), "{} changes", kept.len());
+
+    let rows = site.state.rows().expect("rows").into_iter();
+    let loaded = State::load(rows.filter_map(|row| Some((row.key, row.value?)))).expect("load");
+    assert_eq!(loaded.digest(), site.state.digest());
+    assert_eq!(loaded.history_start(), site.state.history_start());
+}
