@@ -14,19 +14,19 @@ use crate::{PATIENCE, tell};
 fn a_leader_that_is_stopped_hands_over() -> Result<()> {
     let cluster = Cluster::found(3)?;
     tell(&cluster, || {
-        for _ in 0..3 {
-            hand_over(&cluster)?;
+        for round in 0..3 {
+            hand_over(&cluster, round)?;
         }
         invariant::same_everywhere(&cluster)
     })
 }
 
-fn hand_over(cluster: &Cluster) -> Result<()> {
+fn hand_over(cluster: &Cluster, round: usize) -> Result<()> {
     let leader = cluster.wait_leader(PATIENCE)?;
     let writer = (leader + 1) % 3;
     let stop = AtomicBool::new(false);
     let written = std::thread::scope(|scope| {
-        let writes = scope.spawn(|| write(cluster, writer, leader, &stop));
+        let writes = scope.spawn(|| write(cluster, writer, round, &stop));
         std::thread::sleep(Duration::from_secs(1));
         let handed_over = watch(cluster, leader);
         std::thread::sleep(Duration::from_secs(1));
@@ -71,7 +71,7 @@ fn watch(cluster: &Cluster, leader: usize) -> Result<()> {
 fn write(cluster: &Cluster, node: usize, round: usize, stop: &AtomicBool) -> Result<usize> {
     let mut written = 0;
     while !stop.load(Ordering::Relaxed) {
-        let name = format!("name: hand-over-{round}-{node}-{written}\n");
+        let name = format!("name: hand-over-{round}-{written}\n");
         let create = ["profiles", "create", "-f", "-"];
         cluster.node(node).cli_with(&create, &name)?.ok()?;
         written += 1;
