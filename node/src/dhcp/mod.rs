@@ -92,13 +92,20 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     if options.interfaces == Interfaces::None {
+        // What it registered before would keep it a place among those that answer.
+        while !register(&cluster, std::iter::empty()).await {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep(RESCAN_UNREGISTERED) => {}
+            }
+        }
         shutdown.cancelled().await;
         return Ok(());
     }
     metrics::describe();
     let service = Service::new(cluster.clone(), options.clone());
     let mut tasks = JoinSet::new();
-    tasks.spawn(listen_to_peers(cluster.clone(), Arc::clone(&service)));
+    let mut peers = tasks.spawn(listen_to_peers(cluster.clone(), Arc::clone(&service)));
     let mut links: BTreeMap<String, (Arc<Link>, CancellationToken)> = BTreeMap::new();
     let mut first = true;
     loop {
@@ -107,8 +114,10 @@ pub async fn serve(
             Err(problem) if first => return Err(problem.into()),
             Err(problem) => {
                 tracing::warn!(%problem, "interfaces cannot be listed; trying again");
-                tokio::time::sleep(RESCAN).await;
-                continue;
+                tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    () = tokio::time::sleep(RESCAN) => continue,
+                }
             }
         };
         links.retain(|name, (link, stop)| {
@@ -162,7 +171,15 @@ pub async fn serve(
         } else {
             RESCAN_UNREGISTERED
         };
-        while tasks.try_join_next().is_some() {}
+        while let Some(ended) = tasks.try_join_next() {
+            if let Err(problem) = ended {
+                tracing::error!(%problem, "a DHCP task ended badly; starting it anew");
+                metrics::dropped("task_failed");
+            }
+        }
+        if peers.is_finished() {
+            peers = tasks.spawn(listen_to_peers(cluster.clone(), Arc::clone(&service)));
+        }
         tokio::select! {
             () = shutdown.cancelled() => break,
             () = tokio::time::sleep(pause) => {}
@@ -174,6 +191,8 @@ pub async fn serve(
 
 /// Feeds the packets of one port to the service until told to stop or the socket breaks.
 async fn pump(service: Arc<Service>, link: Arc<Link>, port: Port, stop: CancellationToken) {
+    // However this ends, the next scan sees it and opens the link again.
+    let _ended = stop.clone().drop_guard();
     loop {
         let batch = tokio::select! {
             () = stop.cancelled() => return,
@@ -183,8 +202,6 @@ async fn pump(service: Arc<Service>, link: Arc<Link>, port: Port, stop: Cancella
             Ok(batch) => service.receive(&link, batch),
             Err(problem) => {
                 tracing::warn!(interface = link.name, %problem, "cannot receive; opening anew");
-                // The next scan sees it and opens the link again.
-                stop.cancel();
                 return;
             }
         }

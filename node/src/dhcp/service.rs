@@ -166,7 +166,7 @@ impl Service {
                 }
                 Verdict::Render => {
                     self.wait(exchange.clone(), move |service| async move {
-                        service.look_and_finish(exchange).await;
+                        service.look_and_finish(exchange, false).await;
                     });
                 }
             }
@@ -200,18 +200,17 @@ impl Service {
             tokio::time::sleep(PROPOSED_GRACE).await;
         }
         match self.progress(&exchange) {
-            Some(Progress::Answered) => return silent(&exchange, Reason::Answered),
-            None if exchange.request.relayed() => {
-                let relay = exchange.request.giaddr;
-                self.recent().only_here(relay, Instant::now());
+            Some(Progress::Answered) => silent(&exchange, Reason::Answered),
+            progress => {
+                let unheard = progress.is_none() && exchange.request.relayed();
+                self.look_and_finish(exchange, unheard).await;
             }
-            _ => {}
         }
-        self.look_and_finish(exchange).await;
     }
 
-    /// Decides one packet by itself.
-    async fn look_and_finish(self: Arc<Self>, mut exchange: Exchange) {
+    /// Decides one packet by itself. `unheard` says that it came by a relay and that the nodes that
+    /// come first said nothing of it.
+    async fn look_and_finish(self: Arc<Self>, mut exchange: Exchange, unheard: bool) {
         if self
             .cluster
             .read(|state| rendering::needed(state, &exchange.request))
@@ -220,6 +219,11 @@ impl Service {
             exchange.rendered = Arc::new(rendered);
         }
         let (action, source, client) = self.look(&exchange, false);
+        if unheard && matches!(action, Action::Reply(_) | Action::Propose(_)) {
+            // They would have answered too: the relay does not send to them.
+            let relay = exchange.request.giaddr;
+            self.recent().only_here(relay, Instant::now());
+        }
         match action {
             Action::Reply(reply) => {
                 let mut notices = Vec::new();
@@ -322,7 +326,8 @@ impl Service {
         self.note_choice(state, standing, exchange);
         let rank = self.rank(state, standing, request);
         // A client that asks again was not heard, or its answer was lost: whoever can, answers.
-        let again = copy && request.kind == MessageType::Request;
+        // All nodes choose the same address, so that more answers than one do no harm.
+        let again = copy && matches!(request.kind, MessageType::Request | MessageType::Discover);
         match rank {
             Some(rank) if rank > 0 && !again && !self.only_here(exchange) => {
                 Verdict::After(rank::delay(rank, request.relayed()))
@@ -471,7 +476,8 @@ impl Service {
         let quorum = self.cluster.has_quorum();
         let (now, steady) = self.clock.now(quorum);
         Standing {
-            now,
+            // A slow clock must not stretch what a leader's clock has ended.
+            now: now.max(self.cluster.read(State::time)),
             quorum,
             caught_up: self.cluster.caught_up_once() && steady,
             live: self.live.borrow().iter().copied().map(NodeId).collect(),
