@@ -385,3 +385,38 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .map(Duration::from_millis)
         .ok_or_else(bad)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::CommandFactory as _;
+
+    use super::{Cli, duration};
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, millis) in [
+            ("500ms", Some(500)),
+            ("2s", Some(2000)),
+            ("2", Some(2000)),
+            ("5m", Some(300_000)),
+            ("24h", Some(86_400_000)),
+            ("7d", Some(604_800_000)),
+            ("", None),
+            ("s", None),
+            ("-1s", None),
+            ("1w", None),
+            ("99999999999999999999s", None),
+            ("18446744073709551615d", None),
+        ] {
+            let expected = millis.map(Duration::from_millis);
+            assert_eq!(duration(text).ok(), expected, "{text}");
+        }
+    }
+}
