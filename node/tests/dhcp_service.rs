@@ -5,6 +5,7 @@
 mod dhcp_common;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::path::Path;
 use std::process::Command as Process;
 use std::sync::mpsc;
 use std::thread;
@@ -162,6 +163,18 @@ fn kind(read: &Read) -> MessageType {
     MessageType::from(read.get(53).unwrap()[0])
 }
 
+/// dhclient goes into the background before it writes its process id.
+fn when_written(path: &Path) -> String {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match std::fs::read_to_string(path) {
+            Ok(text) if text.ends_with('\n') => return text,
+            _ if Instant::now() > deadline => panic!("no {}", path.display()),
+            _ => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
 #[test]
 fn dhclient_gets_and_gives_back_a_lease() {
     let dir = tempfile::tempdir().unwrap();
@@ -198,7 +211,7 @@ fn dhclient_gets_and_gives_back_a_lease() {
                 "{file}"
             );
             // It knows its lease: INIT-REBOOT.
-            let process = std::fs::read_to_string(&pid).unwrap();
+            let process = when_written(&pid);
             run(&format!("kill {}", process.trim()));
             dhclient(&["-1"]);
             // The address is not configured by `/bin/true`, and RELEASE goes by unicast.
