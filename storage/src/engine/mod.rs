@@ -149,6 +149,23 @@ impl Engine {
         })
     }
 
+    /// Opens `dir/log`, which must exist, and opens or creates `dir/state`, which the log rebuilds.
+    ///
+    /// # Errors
+    /// When there is no log, and as [`Engine::open`].
+    pub fn open_existing(dir: &Path) -> io::Result<Self> {
+        Ok(Self {
+            log: Arc::new(RocksLog::open_existing(&dir.join("log"))?),
+            rows: Arc::new(RocksRows::open(&dir.join("state"))?),
+        })
+    }
+
+    /// Lets go of the disk; whatever is asked afterwards fails.
+    pub fn close(&self) {
+        self.rows.close();
+        self.log.close();
+    }
+
     /// Stores that are gone with the process.
     pub fn memory() -> Self {
         Self {

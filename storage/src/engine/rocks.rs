@@ -139,7 +139,26 @@ impl RocksLog {
     /// # Errors
     /// When the disk fails, the log is damaged, or another process holds it.
     pub fn open(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, options())
+    }
+
+    /// Opens the log that is in `path`; never makes one.
+    ///
+    /// # Errors
+    /// When there is none, and as [`RocksLog::open`].
+    pub fn open_existing(path: &Path) -> io::Result<Self> {
         let mut options = options();
+        options.create_if_missing(false);
+        if !path.join("CURRENT").exists() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} holds no log", path.display()),
+            ));
+        }
+        Self::open_with(path, options)
+    }
+
+    fn open_with(path: &Path, mut options: Options) -> io::Result<Self> {
         // An unfinished write at the very end was never promised; damage before that is fatal.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         let db = DB::open(&options, path).map_err(failed)?;
