@@ -4,14 +4,13 @@ use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::Stream;
 use muster_storage::blobs::Blobs;
-use muster_storage::engine::Engine;
 use muster_storage::model::{JoinToken, Member, Sha256};
 use muster_storage::{
     Actor, Command, NodeId, Outcome, Proposal, RequestId, Revision, State, Timestamp,
@@ -28,6 +27,7 @@ use crate::desk::{self, Desk};
 use crate::follow::Follow;
 pub use crate::options::{Limits, Options, Start, Timing};
 use crate::peer::Links;
+use crate::start::Open;
 use crate::status::{NodeStatus, Peer, Role, Status};
 use crate::store::{Memory, Progress};
 use crate::tls::{self, Sealer, Token};
@@ -54,7 +54,9 @@ pub struct Inner {
     pub sealer: Option<Sealer>,
     pub api_tls: Arc<rustls::ServerConfig>,
     pub raft: Raft,
-    pub engine: Engine,
+    pub engine: Open,
+    /// The stop, once it has begun: everyone who asks for it waits for the same one.
+    pub stopped: tokio::sync::OnceCell<()>,
     pub memory: Arc<Memory>,
     pub progress: watch::Receiver<Progress>,
     pub view: watch::Receiver<View>,
@@ -69,6 +71,8 @@ pub struct Inner {
     /// Wakes the keeper of the membership.
     pub tend: Notify,
     pub caught_up: AtomicBool,
+    /// Why this node does not belong to the cluster any more.
+    pub out: OnceLock<String>,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     /// Goes with a node in memory.
@@ -89,10 +93,22 @@ impl Inner {
 
     /// Refuses when this node does not take part any more.
     pub fn check_running(&self) -> Result<(), Error> {
-        match &self.view.borrow().fault {
-            Some(fault) => Err(Error::Stopped(fault.clone())),
+        match self.fault() {
+            Some(fault) => Err(Error::Stopped(fault)),
             None => Ok(()),
         }
+    }
+
+    /// Why this node has stopped taking part.
+    pub fn fault(&self) -> Option<String> {
+        let out = || self.out.get().cloned();
+        self.view.borrow().fault.clone().or_else(out)
+    }
+
+    /// The cluster told this node that it does not belong any more.
+    pub fn cast_out(&self, why: String) {
+        // Told once already.
+        let _ = self.out.set(why);
     }
 
     /// Whether this node leads, and else who does, as far as can be known: a node that the leader
@@ -160,11 +176,11 @@ impl Inner {
         }
     }
 
-    fn has_quorum(&self) -> bool {
-        let view = self.view.borrow();
-        if view.fault.is_some() {
+    pub fn has_quorum(&self) -> bool {
+        if self.fault().is_some() {
             return false;
         }
+        let view = self.view.borrow();
         if view.leading {
             return view.leads_quorum(self.id.0);
         }
@@ -176,11 +192,34 @@ impl Inner {
     }
 }
 
+/// For snapshots that are being made, when the node stops.
+const JOBS: Duration = Duration::from_secs(10);
+
 fn now() -> Timestamp {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+async fn shut_down(inner: &Inner) {
+    inner.stop.cancel();
+    if let Err(error) = inner.raft.shutdown().await {
+        tracing::warn!(%error, "raft did not end well");
+    }
+    inner.tasks.close();
+    let ended = tokio::time::timeout(Duration::from_secs(5), inner.tasks.wait()).await;
+    if ended.is_err() {
+        tracing::warn!("some tasks did not end");
+    }
+    // Snapshots have stores of their own open, and must not be at work when the process ends.
+    let jobs = inner.memory.jobs();
+    jobs.close();
+    if tokio::time::timeout(JOBS, jobs.wait()).await.is_err() {
+        tracing::warn!("a snapshot did not end");
+    }
+    // Handles to this node may live on; its disk is free for another start.
+    inner.engine.0.close();
 }
 
 impl Cluster {
@@ -278,7 +317,7 @@ impl Cluster {
 
     /// Why this node has stopped taking part, if it has: a failed disk, for example.
     pub fn fault(&self) -> Option<String> {
-        self.inner.view.borrow().fault.clone()
+        self.inner.fault()
     }
 
     /// Whether this node has once since its start been as far as a leader's commit.
@@ -449,19 +488,18 @@ impl Cluster {
 
     /// Stops without handing over.
     pub async fn stop(&self) {
-        let inner = &self.inner;
-        inner.stop.cancel();
-        if let Err(error) = inner.raft.shutdown().await {
-            tracing::warn!(%error, "raft did not end well");
+        // Goes on also when whoever waits for it loses patience.
+        let cluster = self.clone();
+        let stopping = tokio::spawn(async move {
+            cluster
+                .inner
+                .stopped
+                .get_or_init(|| shut_down(&cluster.inner))
+                .await;
+        });
+        if let Err(error) = stopping.await {
+            tracing::warn!(%error, "the stop was cut short");
         }
-        inner.tasks.close();
-        let ended = tokio::time::timeout(Duration::from_secs(5), inner.tasks.wait()).await;
-        if ended.is_err() {
-            tracing::warn!("some tasks did not end");
-        }
-        // Handles to this node may live on; its disk is free for another start.
-        inner.engine.rows.close();
-        inner.engine.log.close();
     }
 
     /// The server side of the API's TLS: this node's certificate, no client certificates.

@@ -25,6 +25,13 @@ pub struct Identity {
     pub has_log: bool,
 }
 
+impl Identity {
+    /// As the log notes it.
+    pub fn mark(&self) -> String {
+        format!("{} {}", self.cluster_id, self.node_id)
+    }
+}
+
 /// The files of a data directory.
 #[derive(Clone, Debug)]
 pub struct Files {

@@ -92,7 +92,10 @@ async fn admit_as_leader(
             .map(|known| known.id)
     });
     let id = match known {
-        Some(id) => id,
+        Some(id) => {
+            update_member(inner, id, &member).await?;
+            id
+        }
         None => add_member(inner, member.clone(), hash).await?,
     };
     inner.tend.notify_one();
@@ -123,6 +126,32 @@ async fn admit_as_leader(
         }),
         ..Default::default()
     })
+}
+
+/// A joiner that asks again may have moved in between; the cluster must dial where it is now.
+async fn update_member(inner: &Arc<Inner>, id: NodeId, member: &Member) -> Result<(), Error> {
+    let known = inner.memory.read(|state| state.member(id).cloned());
+    let Some(known) = known else {
+        return Ok(());
+    };
+    let now = Member {
+        id,
+        identifiers: known.identifiers.clone(),
+        ..member.clone()
+    };
+    if now == known {
+        return Ok(());
+    }
+    let proposal = Proposal {
+        request: RequestId(Uuid::new_v4()),
+        actor: Actor(format!("node:{}", member.name)),
+        if_match: None,
+        command: Command::UpdateMember(Box::new(now)),
+    };
+    match desk::propose(inner, proposal).await?.result {
+        Ok(_) => Ok(()),
+        Err(rejection) => Err(Error::NotAdmitted(rejection.to_string())),
+    }
 }
 
 async fn add_member(inner: &Arc<Inner>, member: Member, token: Sha256) -> Result<NodeId, Error> {

@@ -4,6 +4,7 @@
 
 mod artifacts;
 mod board;
+mod clock;
 mod cluster;
 mod desk;
 mod error;

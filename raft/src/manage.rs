@@ -74,6 +74,15 @@ fn nonempty<T>(set: BTreeSet<T>) -> Option<BTreeSet<T>> {
     (!set.is_empty()).then_some(set)
 }
 
+fn members(inner: &Inner) -> BTreeMap<u64, Address> {
+    inner.memory.read(|state| {
+        state
+            .members()
+            .map(|member| (member.id.0, address(member)))
+            .collect()
+    })
+}
+
 /// Makes Raft's membership follow the state, while this node leads.
 pub async fn run(inner: Arc<Inner>) {
     loop {
@@ -89,17 +98,29 @@ pub async fn run(inner: Arc<Inner>) {
         if inner.progress.borrow().applied < view.committed {
             continue;
         }
-        let members: BTreeMap<u64, Address> = inner.memory.read(|state| {
-            state
-                .members()
-                .map(|member| (member.id.0, address(member)))
-                .collect()
-        });
-        if members.is_empty() {
+        let step = |view: &View| {
+            let members = members(&inner);
+            if members.is_empty() {
+                return None;
+            }
+            next_step(view, &members, inner.id.0, |id| inner.board.is_live(id))
+        };
+        if step(&view).is_none() {
             continue;
         }
-        let Some(change) = next_step(&view, &members, inner.id.0, |id| inner.board.is_live(id))
-        else {
+        // What a fresh leader has applied may be older than what is committed: a node that has just
+        // joined would look like one that left.
+        let confirmed = async {
+            match inner.own_read_index().await {
+                Some(index) => inner.wait_applied(index).await,
+                None => false,
+            }
+        };
+        if tokio::time::timeout(DEADLINE, confirmed).await != Ok(true) {
+            continue;
+        }
+        let view = inner.view.borrow().clone();
+        let Some(change) = step(&view).filter(|_| view.leading) else {
             continue;
         };
         tracing::info!(?change, "changing the membership");
@@ -151,6 +172,19 @@ pub async fn serve(inner: &Arc<Inner>, request: proto::ManageRequest) -> proto::
         };
     }
     let result = match request.order {
+        // A leader cannot well leave: the next one removes it.
+        Some(Order::Remove(node)) if node == inner.id.0 => match removable(inner, node) {
+            Ok(()) => match transfer(inner, None).await {
+                Ok(()) => {
+                    return proto::ManageReply {
+                        not_leader: true,
+                        ..Default::default()
+                    };
+                }
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        },
         Some(Order::Remove(node)) => remove(inner, node).await,
         Some(Order::TransferTo(node)) => transfer(inner, (node != 0).then_some(node)).await,
         None => Err(Error::Refused("an empty order".into())),
@@ -202,7 +236,8 @@ pub async fn order(inner: &Arc<Inner>, order: proto::manage_request::Order) -> R
     }
 }
 
-async fn remove(inner: &Arc<Inner>, node: u64) -> Result<(), Error> {
+/// Whether the rest can go on without a node.
+fn removable(inner: &Inner, node: u64) -> Result<(), Error> {
     let view = inner.view.borrow().clone();
     let left: Vec<u64> = view
         .voters
@@ -220,6 +255,11 @@ async fn remove(inner: &Arc<Inner>, node: u64) -> Result<(), Error> {
                 .into(),
         ));
     }
+    Ok(())
+}
+
+async fn remove(inner: &Arc<Inner>, node: u64) -> Result<(), Error> {
+    removable(inner, node)?;
     let proposal = Proposal {
         request: RequestId(Uuid::new_v4()),
         actor: Actor(format!("node:{}", inner.options.node_name)),

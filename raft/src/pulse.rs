@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use muster_storage::NodeId;
 use tokio::sync::broadcast;
 use tokio::time::{MissedTickBehavior, interval};
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
 use crate::cluster::Inner;
+use crate::peer::REMOVED;
 use crate::wire::proto;
 use crate::wire::proto::beat::Beat as Kind;
 
@@ -37,6 +38,7 @@ fn status(inner: &Inner) -> proto::Beat {
         quorum: view.leads_quorum(inner.id.0),
         version: inner.options.version.clone(),
         last_log: view.last_log,
+        wall: crate::clock::wall(),
     };
     proto::Beat {
         beat: Some(Kind::Status(status)),
@@ -97,21 +99,29 @@ fn take(inner: &Inner, from: u64, beat: proto::Beat) {
     }
 }
 
-/// Answers a peer that dialled.
+/// Answers a peer that dialled, for as long as `still` takes it for a member.
 pub fn answer(
     inner: Arc<Inner>,
     from: u64,
     mut arriving: Streaming<proto::Beat>,
+    still: impl Fn() -> Result<(), Status> + Send + 'static,
 ) -> Pin<Box<dyn Stream<Item = Result<proto::Beat, Status>> + Send>> {
     let listener = Arc::clone(&inner);
-    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    let (ended, end) = tokio::sync::oneshot::channel::<Status>();
     inner.spawn(async move {
         while let Ok(Some(beat)) = arriving.message().await {
+            if let Err(status) = still() {
+                // The stream may have ended already.
+                let _ = ended.send(status);
+                return;
+            }
             take(&listener, from, beat);
         }
-        drop(ended);
     });
-    Box::pin(beats(inner, None).map(Ok).take_until(end))
+    let end = end.shared();
+    let last = futures::stream::once(end.clone())
+        .filter_map(|status| std::future::ready(status.ok().map(Err)));
+    Box::pin(beats(inner, None).map(Ok).take_until(end).chain(last))
 }
 
 /// Keeps a dialler for every other member.
@@ -125,6 +135,7 @@ pub async fn run(inner: Arc<Inner>) {
             _ = ticks.tick() => {}
         }
         inner.board.refresh();
+        inner.desk.note_quorum(inner.has_quorum());
         let members: BTreeSet<u64> = inner.members().into_iter().map(|member| member.0).collect();
         for peer in members.iter().filter(|peer| **peer != inner.id.0) {
             diallers.entry(*peer).or_insert_with(|| {
@@ -175,19 +186,31 @@ async fn converse(inner: &Arc<Inner>, peer: u64) {
             if link.gate.refused() {
                 inner.board.refused(peer);
             }
-            if status.code() == Code::PermissionDenied {
-                tracing::error!(
-                    peer,
-                    reason = status.message(),
-                    "a peer turns this node away"
-                );
-                tokio::time::sleep(TURNED_AWAY).await;
-            }
+            turned_away(inner, peer, &status).await;
             return;
         }
         Err(_) => return,
     };
-    while let Ok(Ok(Some(beat))) = tokio::time::timeout(STALL, arriving.message()).await {
-        take(inner, peer, beat);
+    loop {
+        match tokio::time::timeout(STALL, arriving.message()).await {
+            Ok(Ok(Some(beat))) => take(inner, peer, beat),
+            Ok(Err(status)) => return turned_away(inner, peer, &status).await,
+            Ok(Ok(None)) | Err(_) => return,
+        }
     }
+}
+
+async fn turned_away(inner: &Inner, peer: u64, status: &Status) {
+    if status.code() != Code::PermissionDenied {
+        return;
+    }
+    if status.message() == REMOVED {
+        inner.cast_out(format!("{REMOVED}; empty its data directory and join anew"));
+    }
+    tracing::error!(
+        peer,
+        reason = status.message(),
+        "a peer turns this node away"
+    );
+    tokio::time::sleep(TURNED_AWAY).await;
 }

@@ -1,8 +1,9 @@
 //! Starting a node: found, join or resume, then put the parts together.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,8 +24,8 @@ use crate::cluster::{Cluster, Inner, Limits, Options, Start, Timing};
 use crate::desk::{self, Desk};
 use crate::identity::{Files, Identity};
 use crate::join::{self, Admission};
-use crate::peer::{self, Links, Network, Service};
-use crate::store::{LogStore, Machine};
+use crate::peer::{self, Links, Network, Service, Target};
+use crate::store::{LogStore, Machine, claim};
 use crate::tls::{self, Authority, CertificateHolder, Names, NodeKey, Sealer};
 use crate::types::{Address, Raft};
 use crate::view::{self, View};
@@ -39,7 +40,7 @@ const FOUNDING: Duration = Duration::from_secs(30);
 struct Parts {
     options: Options,
     identity: Identity,
-    engine: Engine,
+    engine: Open,
     snapshots: PathBuf,
     blobs: Blobs,
     key: NodeKey,
@@ -99,13 +100,6 @@ pub async fn start(mut options: Options) -> Result<Cluster, Error> {
     let files = Files::open(&options.data_dir)?;
     let known = files.identity()?.filter(|identity| identity.complete);
     if let Some(identity) = known {
-        if identity.has_log && !files.dir().join("log").exists() {
-            return Err(Error::Corrupt(format!(
-                "{} had a log and has none now; a node that forgot its votes must not vote: \
-                 empty the directory and join anew",
-                files.dir().display()
-            )));
-        }
         let listener = listen(&mut options).await?;
         return resume(options, &files, identity, Vec::new(), listener).await;
     }
@@ -148,11 +142,23 @@ async fn found(
     files.set_ca_pem(new.authority.pem())?;
     let founding = founding(&new, identity.cluster_id, admin_password_hash, &options)?;
     let cluster = resume(options, files, identity, Vec::new(), listener).await?;
-    propose_founding(&cluster, founding).await?;
-    identity.complete = true;
-    identity.has_log = true;
-    files.set_identity(&identity)?;
-    Ok(cluster)
+    let unless_founded = StopOnDrop(Some(cluster.clone()));
+    let founded = match propose_founding(&cluster, founding).await {
+        Ok(()) => {
+            identity.complete = true;
+            identity.has_log = true;
+            files.set_identity(&identity)
+        }
+        Err(error) => Err(error),
+    };
+    unless_founded.disarm();
+    match founded {
+        Ok(()) => Ok(cluster),
+        Err(error) => {
+            cluster.stop().await;
+            Err(error)
+        }
+    }
 }
 
 fn founding(
@@ -210,6 +216,65 @@ async fn propose_founding(cluster: &Cluster, founding: Founding) -> Result<(), E
         .map_err(|rejection| Error::Refused(rejection.to_string()))
 }
 
+/// Opens the stores. A node that once had a log is given no new one: it would have forgotten its
+/// votes and what it acknowledged.
+fn open(dir: &Path, identity: &Identity) -> Result<Open, Error> {
+    let known = identity.complete && identity.has_log;
+    let doing = || Error::io(format!("opening {}", dir.display()));
+    let log = dir.join("log");
+    let lost = |problem: String| {
+        Error::Corrupt(format!(
+            "{problem}; a node that forgot its votes and entries must not take part: remove this \
+             node from the cluster, empty {} and join anew",
+            dir.display()
+        ))
+    };
+    if known && !log.join("CURRENT").exists() {
+        return Err(lost(format!(
+            "{} had a log and has none now",
+            log.display()
+        )));
+    }
+    let engine = match known {
+        true => Engine::open_existing(dir),
+        false => Engine::open(dir),
+    };
+    let open = Open(engine.map_err(doing())?);
+    claim(&*open.0.log, &identity.mark(), known).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => lost(format!("{}: {error}", log.display())),
+        _ => doing()(error),
+    })?;
+    Ok(open)
+}
+
+/// Stops a node whose start was given up.
+struct StopOnDrop(Option<Cluster>);
+
+impl StopOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        if let Some(cluster) = &self.0 {
+            cluster.inner.stop.cancel();
+            cluster.inner.engine.0.close();
+        }
+    }
+}
+
+/// Opened stores, closed when this goes: a store that is left to whichever thread drops it last is
+/// closed while the process is already being taken down.
+pub struct Open(pub Engine);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 async fn resume(
     options: Options,
     files: &Files,
@@ -220,10 +285,10 @@ async fn resume(
     let dir = files.dir().to_owned();
     let doing = || Error::io(format!("opening {}", dir.display()));
     let open_dir = dir.clone();
-    let engine = tokio::task::spawn_blocking(move || Engine::open(&open_dir))
+    let opened = tokio::task::spawn_blocking(move || open(&open_dir, &identity));
+    let engine = opened
         .await
-        .map_err(|error| Error::Stopped(error.to_string()))?
-        .map_err(doing())?;
+        .map_err(|error| Error::Stopped(error.to_string()))??;
     if identity.complete && !identity.has_log {
         identity.has_log = true;
         files.set_identity(&identity)?;
@@ -284,7 +349,7 @@ async fn solo_on(engine: Engine, blobs_dir: Option<PathBuf>) -> Cluster {
     let blobs = Blobs::open(blobs_dir.as_deref().unwrap_or(scratch.path())).expect("blobs");
     let parts = Parts {
         identity,
-        engine,
+        engine: Open(engine),
         snapshots: scratch.path().join("snapshots"),
         blobs,
         certificate_pem: new.certificate_pem,
@@ -324,7 +389,7 @@ async fn assemble(parts: Parts, outside: Option<(&Files, TcpListener)>) -> Resul
     let opening = || Error::io("reading stored data");
     let (machine, log) = {
         let no_sync = options.unsafe_no_sync;
-        let engine = engine.clone();
+        let engine = engine.0.clone();
         tokio::task::spawn_blocking(move || {
             let machine = Machine::open(&engine, snapshots)?;
             Ok((machine, LogStore::open(&engine, no_sync)?))
@@ -348,11 +413,19 @@ async fn assemble(parts: Parts, outside: Option<(&Files, TcpListener)>) -> Resul
         let (memory, view) = (Arc::clone(&memory), view.clone());
         let bootstrap: BTreeMap<u64, String> = bootstrap.into_iter().collect();
         move |peer: u64| {
-            let recorded = memory.read(|state| state.member(NodeId(peer)).map(manage::address));
+            let recorded = memory.read(|state| {
+                state.member(NodeId(peer)).map(|member| Target {
+                    address: manage::address(member).0,
+                    key_hash: Some(member.key_hash.0),
+                })
+            });
+            let by_address = |address: &String| Target {
+                address: address.clone(),
+                key_hash: None,
+            };
             recorded
-                .map(|address| address.0)
-                .or_else(|| view.borrow().nodes.get(&peer).cloned())
-                .or_else(|| bootstrap.get(&peer).cloned())
+                .or_else(|| view.borrow().nodes.get(&peer).map(by_address))
+                .or_else(|| bootstrap.get(&peer).map(by_address))
         }
     };
     let client_tls = tls::peer_client(&holder, &ca_pem)?;
@@ -381,6 +454,7 @@ async fn assemble(parts: Parts, outside: Option<(&Files, TcpListener)>) -> Resul
         sealer,
         raft,
         engine,
+        stopped: tokio::sync::OnceCell::new(),
         progress: memory.progress(),
         memory,
         view,
@@ -394,6 +468,7 @@ async fn assemble(parts: Parts, outside: Option<(&Files, TcpListener)>) -> Resul
         gossip_in: broadcast::Sender::new(GOSSIP_BACKLOG),
         tend: Notify::new(),
         caught_up: AtomicBool::new(false),
+        out: std::sync::OnceLock::new(),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
         _scratch: scratch,
@@ -465,6 +540,7 @@ async fn catch_up(inner: Arc<Inner>) {
             return;
         }
     }
+    inner.memory.clock().caught_up();
     inner.caught_up.store(true, Ordering::Release);
     tracing::info!("caught up with the cluster");
 }

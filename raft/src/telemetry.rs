@@ -28,6 +28,10 @@ pub fn describe_metrics() {
         Unit::Bytes,
         "Appended to the log since it was last cut"
     );
+    describe_gauge!(
+        "muster_raft_clock_in_doubt",
+        "1 while this leader's clock is far ahead of the cluster's"
+    );
     describe_counter!(
         "muster_raft_leader_changes_total",
         "Changes of the leader seen"

@@ -543,3 +543,109 @@ async fn a_removed_node_is_out() {
         node.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_leader_hands_over_first_and_learns_that_it_is_out() {
+    let three = Three::start().await;
+    let leader = three.leader();
+    let gone = &three.nodes[leader];
+    gone.remove(&format!("n{leader}")).await.unwrap();
+    let other = &three.nodes[(leader + 1) % 3];
+    until("it is out", || {
+        let nodes = other.status().nodes;
+        nodes.iter().all(|node| node.id != gone.node_id())
+    })
+    .await;
+    write(other, "without-it").await;
+    until("it knows", || {
+        gone.fault().is_some_and(|fault| fault.contains("removed"))
+    })
+    .await;
+    assert!(!gone.has_quorum());
+    assert!(matches!(
+        gone.propose(put("late")).await,
+        Err(Error::Stopped(_))
+    ));
+    for node in &three.nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_log_was_emptied_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path(), "n0", found());
+    let node = Cluster::start(options.clone()).await.unwrap();
+    write(&node, "a").await;
+    node.stop().await;
+    drop(node);
+    let log = dir.path().join("log");
+    let kept = dir.path().join("kept");
+    std::fs::rename(&log, &kept).unwrap();
+    let refused = Cluster::start(options.clone()).await.err();
+    assert!(matches!(refused, Some(Error::Corrupt(_))), "{refused:?}");
+    std::fs::create_dir(&log).unwrap();
+    let refused = Cluster::start(options.clone()).await.err();
+    assert!(
+        matches!(&refused, Some(Error::Corrupt(why)) if why.contains("join anew")),
+        "{refused:?}"
+    );
+    // Nothing was made in its place, and with its log it goes on.
+    std::fs::remove_dir(&log).unwrap();
+    std::fs::rename(&kept, &log).unwrap();
+    let node = Cluster::start(options).await.unwrap();
+    assert!(has(&node, "a"));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_nobody_waits_for_ends_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path(), "n0", found());
+    let node = Cluster::start(options.clone()).await.unwrap();
+    write(&node, "a").await;
+    let _ = tokio::time::timeout(Duration::ZERO, node.drain_and_stop()).await;
+    // Waits for the same stop; the directory is free afterwards.
+    node.stop().await;
+    let again = Cluster::start(options).await.unwrap();
+    assert!(has(&again, "a"));
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minority_says_so_soon() {
+    let three = Three::start().await;
+    let left = three.leader();
+    for i in (0..3).filter(|i| *i != left) {
+        three.nodes[i].stop().await;
+    }
+    until("it has no quorum", || !three.nodes[left].has_quorum()).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let started = std::time::Instant::now();
+    let refused = three.nodes[left].propose(put("a")).await;
+    assert!(
+        matches!(refused, Err(Error::NoLeader | Error::Timeout)),
+        "{refused:?}"
+    );
+    assert!(started.elapsed() < Duration::from_secs(2));
+    three.nodes[left].stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_do_not_keep_members_out() {
+    let mut three = Three::start().await;
+    let leader = three.leader();
+    let away = (leader + 1) % 3;
+    three.nodes[away].stop().await;
+    let port = three.nodes[leader].peer_port();
+    let mut silent = Vec::new();
+    for _ in 0..80 {
+        silent.push(tokio::net::TcpStream::connect(("127.0.0.1", port)).await);
+    }
+    three.restart(away, true).await;
+    until("it is back", || three.nodes[away].caught_up_once()).await;
+    drop(silent);
+    for node in &three.nodes {
+        node.stop().await;
+    }
+}

@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{CONNECT_TIMEOUT, KEEP_ALIVE};
 use crate::Error;
-use crate::tls::ANY_PEER;
+use crate::tls::{ANY_PEER, PeerCertificate};
 
 /// Between two attempts at a peer that does not answer, whoever asks.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -58,6 +58,35 @@ impl Gate {
     }
 }
 
+/// Where a peer listens, and by which key it is known, once it is.
+pub struct Target {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// Hash of its public key.
+    pub key_hash: Option<[u8; 32]>,
+}
+
+/// Dials a peer that must have the key of its member record: the authority alone does not tell a
+/// member from a node that was removed.
+async fn dial_peer(
+    target: Target,
+    name: ServerName<'static>,
+    tls: Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let stream = dial(target.address, name, tls).await?;
+    let chain = stream.get_ref().1.peer_certificates();
+    let presented = chain
+        .and_then(<[_]>::first)
+        .and_then(|leaf| PeerCertificate(leaf.clone()).key_hash());
+    if target.key_hash.is_some() && presented != target.key_hash {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the node that answered does not have the member's key",
+        ));
+    }
+    Ok(stream)
+}
+
 async fn dial(
     address: String,
     name: ServerName<'static>,
@@ -87,7 +116,7 @@ fn endpoint() -> Endpoint {
 /// A channel to a peer that dials when it is needed.
 pub fn peer_channel(
     name: &str,
-    address: impl Fn() -> Option<String> + Send + Sync + 'static,
+    target: impl Fn() -> Option<Target> + Send + Sync + 'static,
     tls: Arc<ClientConfig>,
     gate: Arc<Gate>,
 ) -> Result<Channel, Error> {
@@ -95,11 +124,11 @@ pub fn peer_channel(
         .map_err(|error| Error::Config(format!("peer name: {error}")))?;
     let connector = tower::service_fn(move |_: hyper::Uri| {
         let (name, tls, gate) = (name.clone(), Arc::clone(&tls), Arc::clone(&gate));
-        let address = address();
+        let target = target();
         async move {
             gate.enter()?;
-            let result = match address {
-                Some(address) => dial(address, name, tls).await,
+            let result = match target {
+                Some(target) => dial_peer(target, name, tls).await,
                 None => Err(io::Error::new(
                     io::ErrorKind::NotFound,
                     "the peer's address is not known yet",

@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 use uuid::Uuid;
 
-use super::dial::{Gate, peer_channel};
+use super::dial::{Gate, Target, peer_channel};
 use super::{MESSAGE_BYTES, header};
 use crate::Error;
 use crate::tls::peer_name;
@@ -62,7 +62,7 @@ pub struct Link {
     pub gate: Arc<Gate>,
 }
 
-type Lookup = dyn Fn(u64) -> Option<String> + Send + Sync;
+type Lookup = dyn Fn(u64) -> Option<Target> + Send + Sync;
 
 /// The links to all peers, made when they are first needed.
 pub struct Links {
@@ -79,7 +79,7 @@ impl Links {
         cluster: Uuid,
         me: u64,
         tls: ClientConfig,
-        lookup: impl Fn(u64) -> Option<String> + Send + Sync + 'static,
+        lookup: impl Fn(u64) -> Option<Target> + Send + Sync + 'static,
     ) -> Self {
         Self {
             cluster,

@@ -6,11 +6,11 @@ mod network;
 mod serve;
 mod service;
 
-pub use dial::join_channel;
+pub use dial::{Target, join_channel};
 pub use link::{Link, Links};
 pub use network::Network;
 pub use serve::serve;
-pub use service::Service;
+pub use service::{REMOVED, Service};
 
 use std::time::Duration;
 

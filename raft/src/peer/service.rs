@@ -1,7 +1,8 @@
 //! The peer protocol's calls, each checked before it reaches anything.
 
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -21,7 +22,11 @@ use crate::{artifacts, desk, join, manage, pulse};
 type Reply<T> = Result<Response<T>, Status>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// What a removed node is told.
+pub const REMOVED: &str = "this node was removed from the cluster";
+
 /// Answers peers on behalf of a node.
+#[derive(Clone)]
 pub struct Service {
     inner: Arc<Inner>,
 }
@@ -32,8 +37,22 @@ impl Service {
         Self { inner }
     }
 
+    /// Whether a member is known at this address.
+    pub fn is_members_address(&self, address: IpAddr) -> bool {
+        self.inner.memory.read(|state| {
+            state
+                .members()
+                .any(|member| member.address.to_canonical() == address)
+        })
+    }
+
     /// Who calls: a present member of this cluster that means this very node.
-    fn check(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<u64, Status> {
+    fn check(
+        &self,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+        for_raft: bool,
+    ) -> Result<Caller, Status> {
         let field = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok());
         let inner = &self.inner;
         if field(header::CLUSTER) != Some(&inner.cluster_id.to_string()) {
@@ -54,23 +73,75 @@ impl Service {
                 "the certificate is another node's",
             ));
         }
-        inner.memory.read(|state| match state.member(NodeId(from)) {
-            Some(member) if certificate.key_hash() != Some(member.key_hash.0) => Err(
-                Status::permission_denied("the certificate's key is not the member's"),
-            ),
-            // Ids come from revisions: one that this node has passed without the member being
-            // there was removed, a later one has not been heard of yet.
-            None if state.revision().0 > from => Err(Status::permission_denied(
-                "this node was removed from the cluster",
-            )),
-            _ => Ok(from),
+        self.admit(from, certificate.key_hash(), for_raft)?;
+        Ok(Caller {
+            id: from,
+            key_hash: certificate.key_hash(),
         })
     }
 
-    fn guard<T>(&self, request: Request<T>) -> Result<(u64, T), Status> {
-        let from = self.check(request.metadata(), request.extensions())?;
-        Ok((from, request.into_inner()))
+    /// Whether a node may call: a member with its own key may. One that the state does not know yet
+    /// may take part in Raft, when Raft's membership has it or nothing is known here at all.
+    fn admit(&self, from: u64, key: Option<[u8; 32]>, for_raft: bool) -> Result<(), Status> {
+        let known = self
+            .inner
+            .memory
+            .read(|state| match state.member(NodeId(from)) {
+                Some(member) if key == Some(member.key_hash.0) => Known::Member,
+                Some(_) => Known::OtherKey,
+                None if state.cluster().is_none() => Known::Nothing,
+                // Ids come from revisions: one that this node has passed without the member being
+                // there was removed, a later one has not been heard of yet.
+                None if state.revision().0 > from => Known::Removed,
+                None => Known::NotYet,
+            });
+        let not_yet = || {
+            Err(Status::failed_precondition(
+                "the caller is not a member here",
+            ))
+        };
+        match known {
+            Known::Member => Ok(()),
+            Known::OtherKey => Err(Status::permission_denied(
+                "the certificate's key is not the member's",
+            )),
+            Known::Removed => Err(Status::permission_denied(REMOVED)),
+            Known::Nothing if for_raft => Ok(()),
+            Known::NotYet if for_raft && self.inner.view.borrow().nodes.contains_key(&from) => {
+                Ok(())
+            }
+            Known::Nothing | Known::NotYet => not_yet(),
+        }
     }
+
+    /// A call that only members make.
+    fn guard<T>(&self, request: Request<T>) -> Result<(u64, T), Status> {
+        let caller = self.check(request.metadata(), request.extensions(), false)?;
+        Ok((caller.id, request.into_inner()))
+    }
+
+    /// A call of Raft's own.
+    fn guard_raft<T>(&self, request: Request<T>) -> Result<(Caller, T), Status> {
+        let caller = self.check(request.metadata(), request.extensions(), true)?;
+        Ok((caller, request.into_inner()))
+    }
+}
+
+/// Who calls.
+#[derive(Clone, Copy)]
+struct Caller {
+    id: u64,
+    key_hash: Option<[u8; 32]>,
+}
+
+/// What the state says of a caller.
+enum Known {
+    Member,
+    OtherKey,
+    /// This node has no state yet.
+    Nothing,
+    Removed,
+    NotYet,
 }
 
 fn fatal(error: impl std::fmt::Display) -> Status {
@@ -98,11 +169,21 @@ impl proto::peer_server::Peer for Service {
         &self,
         request: Request<Streaming<proto::AppendRequest>>,
     ) -> Reply<Self::AppendStream> {
-        let (_, requests) = self.guard(request)?;
+        let (caller, requests) = self.guard_raft(request)?;
+        let ended = Arc::new(OnceLock::new());
+        let (service, why) = (self.clone(), Arc::clone(&ended));
         // What cannot be read ends the stream; the leader starts another.
-        let requests = futures::stream::unfold(requests, |mut requests| async move {
-            let request = requests.message().await.ok()??.try_into().ok()?;
-            Some((request, requests))
+        let requests = futures::stream::unfold(requests, move |mut requests| {
+            let (service, why) = (service.clone(), Arc::clone(&why));
+            async move {
+                let request = requests.message().await.ok()??.try_into().ok()?;
+                // The stream may outlive the membership.
+                if let Err(status) = service.admit(caller.id, caller.key_hash, true) {
+                    let _ = why.set(status);
+                    return None;
+                }
+                Some((request, requests))
+            }
         });
         let inner = Arc::clone(&self.inner);
         let results = self.inner.raft.stream_append(requests);
@@ -113,11 +194,12 @@ impl proto::peer_server::Peer for Service {
                 Err(error) => Err(fatal(error)),
             }
         });
-        Ok(Response::new(Box::pin(replies)))
+        let last = futures::stream::iter(std::iter::from_fn(move || ended.get().cloned().map(Err)));
+        Ok(Response::new(Box::pin(replies.chain(last.take(1)))))
     }
 
     async fn heartbeat(&self, request: Request<proto::AppendRequest>) -> Reply<proto::AppendReply> {
-        let (_, request) = self.guard(request)?;
+        let (_, request) = self.guard_raft(request)?;
         let request: openraft::raft::AppendEntriesRequest<_> = request.try_into()?;
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|e| e.log_id).or(previous);
@@ -141,7 +223,7 @@ impl proto::peer_server::Peer for Service {
     }
 
     async fn vote(&self, request: Request<proto::VoteRequest>) -> Reply<proto::VoteReply> {
-        let (_, request) = self.guard(request)?;
+        let (_, request) = self.guard_raft(request)?;
         let pre = request.pre;
         let request = request.try_into()?;
         let raft = &self.inner.raft;
@@ -157,7 +239,7 @@ impl proto::peer_server::Peer for Service {
         &self,
         request: Request<proto::TransferRequest>,
     ) -> Reply<proto::TransferReply> {
-        let (_, request) = self.guard(request)?;
+        let (_, request) = self.guard_raft(request)?;
         let result = self
             .inner
             .raft
@@ -177,7 +259,7 @@ impl proto::peer_server::Peer for Service {
         request: Request<Streaming<proto::SnapshotPiece>>,
     ) -> Reply<proto::SnapshotReply> {
         use proto::snapshot_piece::Piece;
-        let (_, mut pieces) = self.guard(request)?;
+        let (_, mut pieces) = self.guard_raft(request)?;
         let Some(Piece::Header(header)) = pieces.message().await?.and_then(|piece| piece.piece)
         else {
             return Err(Status::invalid_argument("a snapshot without its header"));
@@ -204,7 +286,9 @@ impl proto::peer_server::Peer for Service {
                     .map_err(fatal)?;
         }
         let rows = Arc::clone(memory.rows());
-        let snapshot = tokio::task::spawn_blocking(move || receiver.finish(&*rows))
+        let jobs = memory.jobs().clone();
+        let snapshot = jobs
+            .spawn_blocking(move || receiver.finish(&*rows))
             .await
             .map_err(blocking)?
             .map_err(fatal)?;
@@ -245,11 +329,14 @@ impl proto::peer_server::Peer for Service {
     type PulseStream = Replies<proto::Beat>;
 
     async fn pulse(&self, request: Request<Streaming<proto::Beat>>) -> Reply<Self::PulseStream> {
-        let (from, beats) = self.guard(request)?;
+        let caller = self.check(request.metadata(), request.extensions(), false)?;
+        let service = self.clone();
+        let still = move || service.admit(caller.id, caller.key_hash, false);
         Ok(Response::new(pulse::answer(
             Arc::clone(&self.inner),
-            from,
-            beats,
+            caller.id,
+            request.into_inner(),
+            still,
         )))
     }
 

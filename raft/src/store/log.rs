@@ -142,6 +142,32 @@ impl Known {
     }
 }
 
+/// Notes in a log whose it is, before anything is promised in its name. A log that must not be new
+/// and has neither this note nor a vote has lost what this node promised.
+///
+/// # Errors
+/// When it is another node's, has lost its promises, or the disk fails.
+pub fn claim(log: &dyn Log, identity: &str, must_exist: bool) -> io::Result<()> {
+    match log.note(note::IDENTITY)? {
+        Some(known) if known == identity.as_bytes() => return Ok(()),
+        Some(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the log is another node's",
+            ));
+        }
+        None => {}
+    }
+    if must_exist && log.note(note::VOTE)?.is_none() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the log has been emptied",
+        ));
+    }
+    log.set_note(note::IDENTITY, identity.as_bytes())?;
+    log.sync()
+}
+
 impl LogStore {
     /// Takes the log of an engine into use.
     pub fn open(engine: &Engine, unsafe_no_sync: bool) -> io::Result<Self> {

@@ -14,8 +14,10 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use super::{Snapshot, note};
+use crate::clock::Clock;
 use crate::types::{LogId, Outcomes, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire::proto;
 
@@ -36,6 +38,9 @@ pub struct Memory {
     state: RwLock<State>,
     progress: watch::Sender<Progress>,
     rows: Arc<dyn Rows>,
+    clock: Clock,
+    /// Work on snapshots, outside of openraft's own tasks.
+    jobs: TaskTracker,
     snapshots: PathBuf,
     current: Mutex<Option<Arc<Snapshot>>>,
 }
@@ -54,6 +59,16 @@ impl Memory {
     /// Store of the rows, for snapshots that arrive.
     pub fn rows(&self) -> &Arc<dyn Rows> {
         &self.rows
+    }
+
+    /// Work on snapshots.
+    pub fn jobs(&self) -> &TaskTracker {
+        &self.jobs
+    }
+
+    /// The time of entries.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Directory of the snapshots.
@@ -135,6 +150,8 @@ impl Machine {
             state: RwLock::new(state),
             progress: watch::Sender::new(progress),
             rows,
+            clock: Clock::default(),
+            jobs: TaskTracker::new(),
             snapshots,
             current: Mutex::new(current),
         });
@@ -167,6 +184,7 @@ impl Machine {
         let outcomes = state.apply(Revision::new(index, 0), &entry);
         rows.append(&mut state.take_rows().map_err(invalid)?);
         drop(state);
+        self.memory.clock.saw(entry.at);
         metrics::histogram!("muster_raft_apply_seconds").record(start.elapsed());
         metrics::counter!("muster_raft_proposals_applied_total").increment(outcomes.len() as u64);
         Ok(outcomes.into_iter().map(|(outcome, _)| outcome).collect())
@@ -257,7 +275,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
             snapshot.retire();
             memory.build().map(drop)
         };
-        tokio::task::spawn_blocking(install)
+        self.memory
+            .jobs
+            .spawn_blocking(install)
             .await
             .map_err(io::Error::other)??;
         self.applied = meta.last_log_id;
@@ -298,7 +318,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
         let memory = Arc::clone(&self.memory);
-        tokio::task::spawn_blocking(move || memory.build())
+        let jobs = memory.jobs.clone();
+        jobs.spawn_blocking(move || memory.build())
             .await
             .map_err(io::Error::other)?
     }

@@ -10,12 +10,14 @@ mod sync;
 mod tests;
 
 pub use inspect::Inspection;
-pub use log::{LogStore, Size};
+pub use log::{LogStore, Size, claim};
 pub use machine::{Machine, Memory, Progress};
 pub use snapshot::{Receiver, Snapshot};
 
 /// Notes beside rows and log entries.
 mod note {
+    /// Whose log it is.
+    pub const IDENTITY: &str = "identity";
     /// Last vote.
     pub const VOTE: &str = "vote";
     /// Last log entry known to be committed.
