@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::resource::{ArtifactVerb, EventVerb, LeaseVerb, NodeVerb, UserVerb, Verb};
@@ -181,7 +182,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct ServeOptions {
     /// On an empty data directory: found a cluster of one. Ignored once it belongs to a cluster.
-    #[arg(long, env = "MUSTER_FOUND", conflicts_with = "join")]
+    #[arg(long, env = "MUSTER_FOUND", value_parser = FalseyValueParser::new())]
     pub found: bool,
     /// On an empty data directory: join the cluster of these nodes, HOST:8093 by commas. Ignored
     /// once it belongs to a cluster.
@@ -189,8 +190,7 @@ pub struct ServeOptions {
         long,
         value_name = "HOST:PORT",
         value_delimiter = ',',
-        env = "MUSTER_JOIN",
-        requires = "join_token_file"
+        env = "MUSTER_JOIN"
     )]
     pub join: Vec<String>,
     /// File with the token that `muster cluster join-token` printed; waited for while it is empty.
@@ -290,7 +290,12 @@ pub struct ServeOptions {
     #[arg(long, value_name = "MS", env = "MUSTER_ELECTION_MS", hide = true)]
     pub election_ms: Option<u64>,
     /// Acknowledge what is not on the disk yet. Loses data; for tests that must see the loss.
-    #[arg(long, env = "MUSTER_UNSAFE_NO_SYNC", hide = true)]
+    #[arg(
+        long,
+        env = "MUSTER_UNSAFE_NO_SYNC",
+        value_parser = FalseyValueParser::new(),
+        hide = true
+    )]
     pub unsafe_no_sync: bool,
 }
 

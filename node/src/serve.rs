@@ -76,6 +76,8 @@ fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 
 /// Runs a node until it is told to stop; the exit code.
 pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
+    // What a node stores is its own, whoever made the directory; what is not is opened by name.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let result = telemetry::log(&options.log_level, options.log_format)
         .map_err(Error::from)
         .and_then(|()| {
@@ -182,13 +184,8 @@ struct Settings {
 
 impl Settings {
     fn new(data_dir: &Path, options: &ServeOptions) -> Result<Self, Error> {
-        if !belongs_to_cluster(data_dir)? && !options.found && options.join.is_empty() {
-            return Err(Error::Usage(format!(
-                "{} belongs to no cluster: give --found to found a new one, or --join HOST:8093 \
-                 --join-token-file FILE to join one. (If this node was in a cluster, its disk has \
-                 been erased: remove it there with `muster cluster remove NODE` and join anew.)",
-                data_dir.display()
-            )));
+        if !belongs_to_cluster(data_dir)? {
+            check_beginning(data_dir, options).map_err(Error::Usage)?;
         }
         Ok(Self {
             node_name: match &options.node_name {
@@ -202,6 +199,36 @@ impl Settings {
             api_port: options.api_port,
         })
     }
+}
+
+/// Whether an empty data directory can be begun with: once it belongs to a cluster, nobody asks.
+fn check_beginning(data_dir: &Path, options: &ServeOptions) -> Result<(), String> {
+    match (options.found, peers(options).is_empty()) {
+        (false, true) => Err(format!(
+            "{} belongs to no cluster: give --found to found a new one, or --join HOST:8093 \
+             --join-token-file FILE to join one. (If this node was in a cluster, its disk has \
+             been erased: remove it there with `muster cluster remove NODE` and join anew.)",
+            data_dir.display()
+        )),
+        (true, false) => Err("--found and --join exclude each other".to_owned()),
+        (false, false) if token_file(options).is_none() => Err(
+            "--join needs --join-token-file FILE, with what `muster cluster join-token` printed"
+                .to_owned(),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Whom to join; a variable may be set to nothing.
+fn peers(options: &ServeOptions) -> Vec<String> {
+    let peers = options.join.iter().map(|peer| peer.trim());
+    let peers = peers.filter(|peer| !peer.is_empty());
+    peers.map(str::to_owned).collect()
+}
+
+fn token_file(options: &ServeOptions) -> Option<&Path> {
+    let path = options.join_token_file.as_deref();
+    path.filter(|path| !path.as_os_str().is_empty())
 }
 
 fn hostname() -> Result<String, Error> {
@@ -259,7 +286,7 @@ async fn begin(
     settings: &Settings,
 ) -> Result<Cluster, Error> {
     if belongs_to_cluster(data_dir)? {
-        if options.found || !options.join.is_empty() {
+        if options.found || !peers(options).is_empty() {
             tracing::info!(
                 "the data directory belongs to a cluster: --found and --join are ignored"
             );
@@ -284,40 +311,49 @@ async fn join(
     settings: &Settings,
 ) -> Result<Cluster, Error> {
     let (mut pause, longest) = JOIN_PAUSE;
+    let peers = peers(options);
     loop {
-        let token = join_token(options).await?;
         let start = Start::Join {
-            peers: options.join.clone(),
-            token,
+            peers: peers.clone(),
+            token: join_token(options).await,
         };
         match Cluster::start(cluster_options(data_dir, options, settings, start)).await {
             Ok(cluster) => return Ok(cluster),
-            Err(error @ (muster_raft::Error::TokenRefused | muster_raft::Error::BadToken)) => {
-                return Err(error.into());
+            Err(error @ muster_raft::Error::TokenRefused) => return Err(error.into()),
+            // The file may be copied just now.
+            Err(error @ muster_raft::Error::BadToken) => {
+                let file = token_file(options).unwrap_or(Path::new("")).display();
+                tracing::warn!(%error, %file, "cannot join yet");
             }
-            Err(error) => tracing::warn!(%error, peers = ?options.join, "cannot join yet"),
+            Err(error) => tracing::warn!(%error, ?peers, "cannot join yet"),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(longest);
     }
 }
 
-/// The token, once somebody has written one.
-async fn join_token(options: &ServeOptions) -> Result<String, Error> {
-    let path = options.join_token_file.clone().unwrap_or_default();
+/// The token, once somebody has written one that can be read.
+async fn join_token(options: &ServeOptions) -> String {
+    let path = token_file(options).unwrap_or(Path::new(""));
+    let file = path.display();
+    let (mut pause, longest) = (TOKEN_PAUSE, JOIN_PAUSE.1);
     let mut told = false;
     loop {
-        match tokio::fs::read_to_string(&path).await {
-            Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(system(format!("reading {}", path.display()))(error)),
+        match tokio::fs::read_to_string(path).await {
+            Ok(text) if !text.trim().is_empty() => return text.trim().to_owned(),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%file, %error, "the join token cannot be read yet");
+                pause = (pause * 2).min(longest);
+            }
+            Ok(_) | Err(_) => {
+                if !told {
+                    tracing::info!(%file, "waiting for a join token");
+                    told = true;
+                }
+                pause = TOKEN_PAUSE;
+            }
         }
-        if !told {
-            tracing::info!(file = %path.display(), "waiting for a join token");
-            told = true;
-        }
-        tokio::time::sleep(TOKEN_PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -388,7 +424,7 @@ fn make_data_dir(dir: &Path) -> Result<(), Error> {
 /// Writes a file that is there whole or not at all.
 fn write_file(path: &Path, contents: &[u8], mode: u32) -> Result<(), Error> {
     use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
     let write = || {
         let part = path.with_extension("part");
         match std::fs::remove_file(&part) {
@@ -400,6 +436,8 @@ fn write_file(path: &Path, contents: &[u8], mode: u32) -> Result<(), Error> {
             .create_new(true)
             .mode(mode)
             .open(&part)?;
+        // The process's mask must not take away what others are to read.
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(contents)?;
         file.sync_all()?;
         std::fs::rename(&part, path)
