@@ -42,7 +42,7 @@ pub fn log(level: &str, format: LogFormat) -> Result<(), Error> {
     let filter: EnvFilter = match level {
         // Raft tells each of its steps, and each heartbeat that a dead peer misses: that is for
         // those who look for a fault in it.
-        "info" | "debug" => format!("{level},openraft=error").parse()?,
+        "error" | "warn" | "info" | "debug" => format!("{level},openraft=error").parse()?,
         other => other.parse()?,
     };
     let builder = tracing_subscriber::fmt()
