@@ -140,6 +140,20 @@ async fn a_stream_shows_what_was_asked_for() {
 }
 
 #[tokio::test]
+async fn a_stream_of_few_things_is_resumed_after_all_that_it_left_out() {
+    let api = Api::new().await;
+    let mut machines = Stream::open(&api, "/api/v1/events?kind=machine", None).await;
+    let written = api.post("/api/v1/templates", &template("t")).await;
+    let revision = written.expect(201).json()["revision"].to_string();
+    while !machines.text.contains(&format!("id: {revision}")) {
+        let piece = tokio::time::timeout(Duration::from_secs(5), machines.body.next());
+        let piece = piece.await.expect("an id in time").unwrap().unwrap();
+        machines.text.push_str(std::str::from_utf8(&piece).unwrap());
+    }
+    assert!(!machines.text.contains("data:"), "{}", machines.text);
+}
+
+#[tokio::test]
 async fn history_is_read_in_pages_of_whole_revisions() {
     let api = Api::new().await;
     let bundle: Vec<Value> = ["a", "b", "c", "d", "e"].map(template).to_vec();

@@ -66,6 +66,10 @@ impl Events<'_> {
                 if event.id.is_some() {
                     self.last.clone_from(&event.id);
                 }
+                // One that says nothing only moves the point to resume at.
+                if event.data.is_empty() {
+                    continue;
+                }
                 return Ok(event);
             }
             let piece = match &mut self.body {
@@ -109,7 +113,7 @@ impl Events<'_> {
     fn line(&mut self, line: &str) {
         if line.is_empty() {
             let event = std::mem::take(&mut self.current);
-            if !event.data.is_empty() {
+            if !event.data.is_empty() || event.id.is_some() {
                 self.ready.push_back(event);
             }
             return;

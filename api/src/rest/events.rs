@@ -153,7 +153,12 @@ impl Following {
             .iter()
             .filter(|change| self.filter.wants(change))
             .collect();
-        self.app.cluster.read(|state| {
+        let seen = changes.last().map(|change| change.revision);
+        let told = wanted.last().map(|change| change.revision);
+        // Who resumes has seen that there was nothing more for it.
+        let rest = seen.filter(|_| seen != told);
+        let rest = rest.map(|revision| Event::default().id(revision.to_string()));
+        let events: Vec<Event> = self.app.cluster.read(|state| {
             let following = wanted.iter().skip(1).map(|change| Some(change.revision));
             wanted
                 .iter()
@@ -167,6 +172,7 @@ impl Following {
                     }
                 })
                 .collect()
-        })
+        });
+        events.into_iter().chain(rest).collect()
     }
 }
