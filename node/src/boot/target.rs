@@ -45,7 +45,7 @@ impl Target {
     pub fn parse(path: &str, query: Option<&str>) -> Option<Self> {
         let path = decode(path)?.replace('\\', "/");
         let path = path.trim_start_matches('/');
-        let plain = |segment: &str| !segment.is_empty() && !segment.starts_with('.');
+        let plain = |segment: &str| !matches!(segment, "" | "." | "..");
         if !path.split('/').all(plain) || path.contains(|c: char| c.is_control()) {
             return None;
         }
@@ -54,6 +54,7 @@ impl Target {
                 // A MAC that cannot be read is as good as none: the script asks for it.
                 mac: parameter(query, "mac").and_then(|text| text.parse().ok()),
             }),
+            None if path.starts_with('.') => None,
             None => Some(Self::Loader {
                 name: path.to_owned(),
             }),
@@ -172,6 +173,11 @@ mod tests {
             artifact(Some(Sha256([0xab; 32]))),
         );
         check("/artifacts/lab/vmlinuz", Some("sha256=12"), None);
+        let hidden = Target::Artifact {
+            path: ".disk/info".to_owned(),
+            sha256: None,
+        };
+        check("/artifacts/.disk/info", None, Some(hidden));
     }
 
     #[test]
@@ -214,6 +220,9 @@ mod tests {
             "/artifacts",
             "/artifacts/",
             "/artifacts/../x",
+            "/artifacts/./x",
+            "/artifacts/%2e%2e/x",
+            "/.a/artifacts/x",
             "/artifacts//x",
             "/artifacts/a/",
             "/etc/passwd",
