@@ -45,6 +45,13 @@ fn of_majority(voters: usize, mut told: Vec<u64>) -> Option<u64> {
     told.get(voters / 2).copied()
 }
 
+/// The stamp of a first leader after a start, who has seen no entry made: its clock must agree with
+/// those of a majority, itself included. Nothing when too few have told theirs to know.
+fn first(wall: u64, voters: usize, told: &[u64]) -> Option<Stamp> {
+    let agree = told.iter().filter(|told| told.abs_diff(wall) <= FAR);
+    (agree.count() > voters / 2).then(|| stamp(wall, wall, 0))
+}
+
 /// Milliseconds since 1970 by the wall clock.
 pub fn wall() -> u64 {
     let since = SystemTime::now()
@@ -125,19 +132,22 @@ pub async fn stamp_now(inner: &Arc<Inner>) -> Stamp {
     let stamped = loop {
         let wall = wall();
         let (voters, told) = told(inner, wall);
+        let least = told.iter().copied().min().unwrap_or(wall);
+        let agreed = first(wall, voters, &told);
         let by_majority = of_majority(voters, told).map(|majority| stamp(wall, majority, 0));
         let by_entries = clock.by_entries(wall, boot());
-        match (by_majority, by_entries) {
+        match (by_majority, by_entries.or(agreed)) {
             (Some(ahead), _) if ahead.suspicious => break ahead,
-            (_, Some(by_entries)) => break by_entries,
-            (Some(agreed), None) => break agreed,
+            (_, Some(known)) => break known,
             // The first leader after a start waits to hear what the time is.
-            (None, None) if tokio::time::Instant::now() < deadline => {
+            _ if tokio::time::Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            (None, None) => {
-                tracing::warn!("no majority tells its time; going by this node's clock");
-                break stamp(wall, wall, 0);
+            _ => {
+                tracing::warn!("no majority agrees on the time; going by the earliest clock");
+                let stamped = stamp(wall, least, 0);
+                clock.note(stamped.at.0, boot());
+                break stamped;
             }
         }
     };
@@ -214,6 +224,16 @@ mod tests {
         assert_eq!(of_majority(3, vec![7, 900]), Some(900));
         assert_eq!(of_majority(3, vec![900]), None);
         assert_eq!(of_majority(5, vec![1, 2, 3, 900, 901]), Some(3));
+    }
+
+    #[test]
+    fn a_first_leader_needs_a_majority_that_agrees() {
+        let believed = |wall, voters, told: &[u64]| first(wall, voters, told).is_some();
+        assert!(believed(7, 1, &[7]));
+        assert!(believed(7, 3, &[7, 50_000]));
+        assert!(!believed(900_000, 3, &[900_000, 7]));
+        assert!(!believed(900_000, 3, &[900_000, 7, 8]));
+        assert!(!believed(7, 3, &[7]));
     }
 
     #[test]
