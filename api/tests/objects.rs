@@ -325,10 +325,24 @@ async fn a_revision_guards_against_lost_updates() {
     assert_eq!(
         api.call("PUT", none, &["If-Match: x"], "{}")
             .await
-            .problem(400)
+            .problem(412)
             .0,
-        "malformed"
+        "stale"
     );
+    let now = current.header("etag");
+    for tags in ["\"x\"".to_owned(), format!("W/{now}")] {
+        let tags = format!("If-Match: {tags}");
+        api.call("DELETE", M1, &[&tags], "").await.problem(412);
+    }
+    let listed = format!("If-Match: \"other\", \"1\", {now}");
+    let changed = api.call("PATCH", M1, &[&listed], changes.clone()).await;
+    changed.expect(200);
+    api.call("PATCH", M1, &[&listed], "{\"params\":{\"c\":2}}")
+        .await
+        .problem(412);
+    api.call("PUT", M1, &["If-None-Match: \"x\", *"], body.to_string())
+        .await
+        .problem(409);
     api.call("PUT", none, &[], "{\"contents\":\"\"}")
         .await
         .expect(201);
@@ -368,6 +382,60 @@ async fn secure_params_are_hidden_and_survive_editing() {
         .expect(200)
         .text;
     assert_eq!(text, r#"{"a":2,"b":3,"root-password":"s3cret"}"#);
+
+    // What hides the value stays for as long as the value.
+    let param = "/api/v1/params/root-password";
+    let open = json!({"secure": false});
+    for refused in [api.delete(param).await, api.put(param, &open).await] {
+        let (code, detail) = refused.problem(409);
+        assert_eq!(code, "in_use");
+        assert!(detail.contains("machine `m1`"), "{detail}");
+    }
+    api.patch(M1, &json!({"params": {"root-password": null}}))
+        .await
+        .expect(200);
+    api.put(param, &json!({"secure": true, "default": "hush"}))
+        .await
+        .expect(200);
+    api.patch(param, &open).await.problem(409);
+    api.delete(param).await.expect(204);
+}
+
+#[tokio::test]
+async fn what_takes_the_place_of_callbacks_is_refused() {
+    let api = Api::new().await;
+    let body = json!({"name": "b", "files": [{"path": "report", "template": "t"}]});
+    let refused = api.post("/api/v1/bootenvs", &body).await.problem(422);
+    assert!(refused.1.contains("files[0].path"), "{}", refused.1);
+}
+
+#[tokio::test]
+async fn options_of_a_subnet_can_be_sent() {
+    let api = Api::new().await;
+    let with = |option: &str, value: serde_json::Value| json!({"name": "lab", "cidr": "10.77.0.0/24", "options": {option: value}});
+    for (option, value) in [
+        ("26", json!(9000)),
+        ("ip-forwarding", json!(true)),
+        ("42", json!("10.77.0.1")),
+        ("42", json!("{{ node.address }}")),
+        ("224", json!("0x0aff")),
+    ] {
+        let body = with(option, value);
+        let answer = api.put("/api/v1/subnets/lab", &body).await;
+        assert!(answer.status.is_success(), "{body}: {}", answer.text);
+    }
+    for (option, value) in [
+        ("42", json!("host")),
+        ("26", json!(70000)),
+        ("ntp", json!("10.77.0.1")),
+        ("54", json!("10.77.0.1")),
+        ("224", json!("0x0")),
+    ] {
+        let body = with(option, value);
+        let answer = api.put("/api/v1/subnets/lab", &body).await;
+        let (_, detail) = answer.problem(422);
+        assert!(detail.contains(&format!("options.{option}")), "{detail}");
+    }
 }
 
 #[tokio::test]

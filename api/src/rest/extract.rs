@@ -4,10 +4,13 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use muster_storage::model::ObjectKind;
 use muster_storage::{Actor, Revision};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::objects::find;
+use crate::Shared;
 use crate::problem::Problem;
 
 /// Longest body of a request that is not an upload, in octets: a bundle of some ten thousand
@@ -91,24 +94,49 @@ pub struct Conditions {
     pub absent: bool,
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Conditions {
+impl FromRequestParts<Shared> for Conditions {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Problem> {
         let mut conditions = Self::default();
-        match text(&parts.headers, header::IF_MATCH)? {
+        let tags = text(&parts.headers, header::IF_MATCH)?.map(str::to_owned);
+        match tags.as_deref() {
             None => {}
             Some("*") => conditions.exists = true,
-            Some(tag) => {
-                let revision = tag.trim_matches('"').parse().map_err(|_| {
-                    Problem::new("malformed", format!("If-Match: {tag} is no ETag of ours"))
-                })?;
-                conditions.revision = Some(Revision(revision));
+            Some(tags) => {
+                // A tag that is not one of ours stands for something that never was here.
+                let ours = tags.split(',').filter_map(revision_of);
+                let ours: Vec<Revision> = ours.collect();
+                let refused = || Problem::new("stale", format!("If-Match: it is not at {tags}"));
+                let first = *ours.first().ok_or_else(refused)?;
+                let now = match ours.len() {
+                    1 => None,
+                    _ => current(parts, app).await,
+                };
+                conditions.revision = now.filter(|now| ours.contains(now)).or(Some(first));
             }
         }
-        conditions.absent = text(&parts.headers, header::IF_NONE_MATCH)? == Some("*");
+        conditions.absent = text(&parts.headers, header::IF_NONE_MATCH)?
+            .is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == "*"));
         Ok(conditions)
     }
+}
+
+/// The revision that a tag names; weak tags and those of others name none.
+fn revision_of(tag: &str) -> Option<Revision> {
+    let tag = tag.trim();
+    let bare = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+    bare.unwrap_or(tag).parse().ok().map(Revision)
+}
+
+/// The revision of the object that the path names.
+async fn current(parts: &mut Parts, app: &Shared) -> Option<Revision> {
+    let kind = *parts.extensions.get::<ObjectKind>()?;
+    let Key(key) = Key::from_request_parts(parts, app).await.ok()?;
+    app.cluster.read(|state| {
+        let record = find(state, kind, &key).ok()?;
+        Some(record.revision)
+    })
 }
 
 /// A header as text.
