@@ -59,7 +59,12 @@ async fn upload(
         .map_err(|_| Problem::new("unavailable", "too many uploads at a time; try again"))?;
     let writer = app.cluster.blobs().writer().map_err(|error| disk(&error))?;
     let (sha256, size) = store(writer, body, expected.sha256).await?;
-    let holders = app.cluster.spread(sha256, size).await?;
+    let spread = app.cluster.spread(sha256, size).await;
+    let holders = spread.map_err(|error| match error {
+        // Too few nodes could take it now.
+        muster_raft::Error::Refused(detail) => Problem::new("unavailable", detail),
+        other => other.into(),
+    })?;
     let object = Object::Artifact(Artifact {
         path: path.clone(),
         sha256,

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use muster_raft::{NodeStatus, Role};
 use muster_storage::Command;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use super::extract::{Json, On};
 use super::write::write;
 use super::{DONE, nodes};
 use crate::problem::Problem;
-use crate::{Shared, input};
+use crate::{App, Shared, input};
 
 /// Longest life of a join token, in seconds: a year.
 const TTL_SECS_MAX: u64 = 365 * 24 * 3600;
@@ -96,7 +97,8 @@ async fn transfer(
 ) -> Result<StatusCode, Problem> {
     let Which { node } = input::parse(body)?;
     let node = node.map(|key| app.cluster.find(&key)).transpose()?;
-    app.cluster.transfer(node).await?;
+    let handed_over = app.cluster.transfer(node).await;
+    handed_over.map_err(|error| app.refusal(error))?;
     Ok(DONE)
 }
 
@@ -116,9 +118,23 @@ async fn drain(
             return Err(Problem::new("conflict", detail));
         }
     }
+    hand_over(&app).await?;
     app.drain();
-    if app.cluster.leader() == Some(app.cluster.node_id()) {
-        app.cluster.transfer(None).await?;
-    }
     Ok(DONE)
+}
+
+/// Takes leadership from this node if another can have it. Where no other voter lives, nobody is
+/// left who could lead in its place, and the node is as ready to be stopped as it will ever be.
+async fn hand_over(app: &App) -> Result<(), Problem> {
+    let own = app.cluster.node_id();
+    if app.cluster.leader() != Some(own) {
+        return Ok(());
+    }
+    let status = app.cluster.status();
+    let can_lead = |node: &NodeStatus| node.id != own && node.live && node.role == Role::Voter;
+    if !status.nodes.iter().any(can_lead) {
+        return Ok(());
+    }
+    let handed_over = app.cluster.transfer(None).await;
+    handed_over.map_err(|error| app.refusal(error))
 }

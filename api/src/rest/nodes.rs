@@ -100,6 +100,7 @@ async fn remove(
     Key(key): Key,
 ) -> Result<StatusCode, Problem> {
     tracing::info!(node = key, actor = actor.0, "removing a node");
-    app.cluster.remove(&key).await?;
+    let removed = app.cluster.remove(&key).await;
+    removed.map_err(|error| app.refusal(error))?;
     Ok(DONE)
 }
