@@ -1,7 +1,7 @@
 //! Who is asking: HTTP Basic, bearer tokens, or root on the node's own socket.
 
 use std::collections::HashSet;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
@@ -28,19 +28,62 @@ const ADMIN: &str = "admin";
 /// guesses must not keep the node from its work.
 const CHECKS_MAX: usize = 2;
 
+/// Requests that may wait for a check; more are turned away at once.
+const CHECKS_WAITING_MAX: usize = 64;
+
 /// Verified credentials that are remembered.
 const VERIFIED_MAX: usize = 1024;
 
 /// Longest password, in octets.
 pub const PASSWORD_MAX: usize = 1024;
 
-/// How long a token that this node does not know may wait for news from the leader.
-const CATCH_UP: Duration = Duration::from_millis(500);
+/// How long who names what this node does not know waits for news from the leader.
+pub(crate) const CATCH_UP: Duration = Duration::from_millis(500);
 
 /// Marks our tokens, so that leaked ones are found by scanners.
 const TOKEN_PREFIX: &str = "mst_";
 
-static CHECKS: Semaphore = Semaphore::const_new(CHECKS_MAX);
+static CHECKS: LazyLock<Checks> = LazyLock::new(Checks::default);
+
+/// Bounds what hashing passwords may take of the node.
+struct Checks {
+    waiting: Semaphore,
+    running: Arc<Semaphore>,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self {
+            waiting: Semaphore::new(CHECKS_WAITING_MAX),
+            running: Arc::new(Semaphore::new(CHECKS_MAX)),
+        }
+    }
+}
+
+impl Checks {
+    /// Works on a thread of its own when it is its turn.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let place = self.waiting.try_acquire().map_err(|_| {
+            Problem::new(
+                "unavailable",
+                "too many passwords wait to be checked; try again, or use a token",
+            )
+        })?;
+        let failed = || Problem::new("internal", "a worker thread failed");
+        let running = Arc::clone(&self.running).acquire_owned().await;
+        let permit = running.map_err(|_| failed())?;
+        drop(place);
+        // The thread keeps the permit: a client that hangs up does not end the work.
+        let working = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        });
+        working.await.map_err(|_| failed())
+    }
+}
 
 /// Over what a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,19 +199,40 @@ async fn by_password(app: &App, encoded: &str) -> Result<Actor, Problem> {
     if password.len() > PASSWORD_MAX {
         return Err(bad());
     }
-    let stored = app
-        .cluster
-        .read(|state| state.user(name).map(|user| user.password_hash.clone()));
-    // An unknown user costs as much as a wrong password, so that names cannot be told by time.
-    let hash = stored.clone().unwrap_or_else(|| DECOY.clone());
-    let key = credentials_key(name, password, &hash);
-    let known = app.verified.contains(&key);
-    let right = known || check_password(password.to_owned(), hash).await?;
-    if !right || stored.is_none() {
-        return Err(bad());
+    let user = |state: &muster_storage::State| state.user(name).map(|u| u.password_hash.clone());
+    let stored = app.cluster.read(user);
+    if matches(app, name, password, stored.as_ref()).await? {
+        return Ok(Actor(name.to_owned()));
     }
-    app.verified.insert(key);
-    Ok(Actor(name.to_owned()))
+    // The user or the password may have come to another node a moment ago.
+    let caught_up = tokio::time::timeout(CATCH_UP, app.cluster.read_linear(user)).await;
+    match caught_up {
+        Ok(Ok(newer))
+            if newer != stored && matches(app, name, password, newer.as_ref()).await? =>
+        {
+            Ok(Actor(name.to_owned()))
+        }
+        Ok(Ok(_) | Err(_)) | Err(_) => Err(bad()),
+    }
+}
+
+async fn matches(
+    app: &App,
+    name: &str,
+    password: &str,
+    stored: Option<&String>,
+) -> Result<bool, Problem> {
+    // An unknown user costs as much as a wrong password, so that names cannot be told by time.
+    let hash = stored.unwrap_or(&DECOY).clone();
+    let key = credentials_key(name, password, &hash);
+    if app.verified.contains(&key) {
+        return Ok(stored.is_some());
+    }
+    let right = check_password(password.to_owned(), hash).await? && stored.is_some();
+    if right {
+        app.verified.insert(key);
+    }
+    Ok(right)
 }
 
 fn credentials_key(name: &str, password: &str, hash: &str) -> [u8; 32] {
@@ -191,12 +255,11 @@ fn argon2() -> Argon2<'static> {
 }
 
 async fn check_password(password: String, hash: String) -> Result<bool, Problem> {
-    let _permit = CHECKS.acquire().await;
-    blocking(move || {
+    let check = move || {
         PasswordHash::new(&hash)
             .is_ok_and(|hash| argon2().verify_password(password.as_bytes(), &hash).is_ok())
-    })
-    .await
+    };
+    CHECKS.run(check).await
 }
 
 /// The PHC string of a password, computed on a thread of its own.
@@ -210,18 +273,8 @@ pub async fn hash_password(password: String) -> Result<String, Problem> {
             format!("must have 1 to {PASSWORD_MAX} octets"),
         ));
     }
-    let _permit = CHECKS.acquire().await;
-    blocking(move || hash_now(&password))
-        .await?
-        .ok_or_else(|| Problem::new("internal", "the password could not be hashed"))
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| Problem::new("internal", "a worker thread failed"))
+    let hash = CHECKS.run(move || hash_now(&password)).await?;
+    hash.ok_or_else(|| Problem::new("internal", "the password could not be hashed"))
 }
 
 /// As [`hash_password`], on this thread; for founding.
@@ -257,4 +310,48 @@ pub fn new_token() -> Result<(String, Sha256), Problem> {
 
 fn token_hash(token: &str) -> Sha256 {
     Sha256(sha2::Sha256::digest(token).into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_hangs_up_does_not_make_room() {
+        let checks = Arc::new(Checks::default());
+        let mut ends = Vec::new();
+        let mut tasks = Vec::new();
+        for _ in 0..CHECKS_MAX {
+            let (end, ended) = std::sync::mpsc::channel::<()>();
+            ends.push(end);
+            let checks = Arc::clone(&checks);
+            tasks.push(tokio::spawn(async move {
+                checks.run(move || ended.recv().is_ok()).await
+            }));
+        }
+        while checks.running.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        for task in tasks {
+            task.abort();
+            assert!(task.await.is_err());
+        }
+        assert_eq!(checks.running.available_permits(), 0);
+        let waiting: Vec<_> = (0..CHECKS_WAITING_MAX)
+            .map(|_| {
+                let checks = Arc::clone(&checks);
+                tokio::spawn(async move { checks.run(|| ()).await })
+            })
+            .collect();
+        while checks.waiting.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(checks.run(|| ()).await.unwrap_err().status, 503);
+        drop(ends);
+        for task in waiting {
+            task.await.unwrap().unwrap();
+        }
+    }
 }

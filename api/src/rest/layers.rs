@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::extract::Params;
 use crate::Shared;
+use crate::auth::CATCH_UP;
 use crate::problem::Problem;
 
 /// How long a read waits for a leader, or for a revision to arrive here.
@@ -87,8 +88,9 @@ pub enum Consistency {
     Local,
 }
 
-/// Lets a read see every write that was answered before, or at least `min_revision`; with
-/// `consistency=local` it is what this node has, and marked when there is no quorum.
+/// Lets a read see every write that was answered before, or at least `min_revision`. With
+/// `consistency=local`, or without a quorum unless `consistency=linear` insists, it is what this
+/// node has, and marked when there is no quorum.
 pub async fn consistency(
     State(app): State<Shared>,
     Params(asked): Params<Freshness>,
@@ -107,9 +109,19 @@ pub async fn consistency(
             })?;
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !reads && !app.cluster.is_leader() {
+        // A write is checked against, and completed from, what this node has: a name that another
+        // node made a moment ago, the value behind a hidden param. What cannot be had in time is
+        // decided when the write is applied.
+        let _ = tokio::time::timeout(CATCH_UP, app.cluster.read_linear(|_| ())).await;
+    }
     // The state of the cluster itself is told as this node sees it, quorum or not.
     let about_cluster = request.uri().path().trim_end_matches('/') == "/cluster";
-    let local = asked.consistency == Some(Consistency::Local) || about_cluster;
+    let local = match asked.consistency {
+        Some(consistency) => consistency == Consistency::Local || about_cluster,
+        // Nobody could confirm the read: better an answer that says it may be old.
+        None => about_cluster || !app.cluster.has_quorum(),
+    };
     if reads && !local {
         let read = app.cluster.read_linear(|_| ());
         tokio::time::timeout(READ_WAIT, read).await.map_err(|_| {
@@ -119,8 +131,9 @@ pub async fn consistency(
             )
         })??;
     }
+    let without_quorum = !app.cluster.has_quorum();
     let mut response = next.run(request).await;
-    if reads && local && !app.cluster.has_quorum() {
+    if reads && local && (without_quorum || !app.cluster.has_quorum()) {
         set(response.headers_mut(), STALE, "true");
     }
     Ok(response)
