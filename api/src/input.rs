@@ -5,10 +5,10 @@
 
 mod check;
 
-pub use check::check;
+pub use check::{check, stays_secret};
 
-use muster_storage::State;
 use muster_storage::model::{Object, ObjectKind};
+use muster_storage::{Revision, State};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -34,7 +34,7 @@ pub fn key_field(kind: ObjectKind) -> &'static str {
 }
 
 /// A JSON object as it was sent, of a known kind, without what the cluster adds on reading.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Draft {
     /// Its kind.
     pub kind: ObjectKind,
@@ -123,15 +123,16 @@ impl Draft {
     }
 
     /// Puts back what reading hid, so that an object can be read, edited and written: hidden params
-    /// and the password of a user keep their values.
-    pub fn keep_secrets(&mut self, state: &State) {
-        let Some(current) = self.key().and_then(|key| state.object(self.kind, key)) else {
-            return;
-        };
-        let current = view::fields(&current.object);
+    /// and the password of a user keep their values. The revision of what was put back, if anything
+    /// was.
+    pub fn keep_secrets(&mut self, state: &State) -> Option<Revision> {
+        let record = state.object(self.kind, self.key()?)?;
+        let current = view::fields(&record.object);
+        let mut kept = false;
         match self.kind {
             ObjectKind::User => {
                 let hash = current.get("password_hash").cloned().unwrap_or_default();
+                kept = !self.fields.contains_key("password_hash");
                 self.fields.entry("password_hash").or_insert(hash);
             }
             ObjectKind::Machine | ObjectKind::Profile => {
@@ -142,13 +143,17 @@ impl Draft {
                     if let Some(known) = known.filter(|_| hidden).and_then(|known| known.get(name))
                     {
                         *value = known.clone();
+                        kept = true;
                     }
                 }
             }
             ObjectKind::Param => {
                 let hidden = current.get("secure") == Some(&Value::Bool(true));
                 match (self.fields.get_mut("default"), current.get("default")) {
-                    (Some(sent), Some(known)) if hidden && *sent == HIDDEN => *sent = known.clone(),
+                    (Some(sent), Some(known)) if hidden && *sent == HIDDEN => {
+                        *sent = known.clone();
+                        kept = true;
+                    }
                     _ => {}
                 }
             }
@@ -159,6 +164,7 @@ impl Draft {
             | ObjectKind::Settings
             | ObjectKind::Artifact => {}
         }
+        kept.then_some(record.revision)
     }
 
     /// Lets a reservation name its machine by name or MAC; `find` gives the UUID.
@@ -184,7 +190,17 @@ impl Draft {
     ///
     /// # Errors
     /// When a field is unknown, missing or of the wrong form; the field is named.
-    pub fn parse(self) -> Result<Object, Problem> {
+    pub fn parse(mut self) -> Result<Object, Problem> {
+        if self.kind == ObjectKind::Subnet
+            && let Some(Value::Object(options)) = self.fields.get_mut("options")
+        {
+            // Numbers and booleans are written as one would expect, too.
+            for value in options.values_mut() {
+                if matches!(value, Value::Number(_) | Value::Bool(_)) {
+                    *value = value.to_string().into();
+                }
+            }
+        }
         let value = Value::Object(self.fields);
         Ok(match self.kind {
             ObjectKind::Subnet => Object::Subnet(parse(value)?),

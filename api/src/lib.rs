@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod client;
 pub mod input;
+pub mod options;
 pub mod problem;
 pub mod rest;
 pub mod server;
@@ -63,6 +64,27 @@ impl App {
     /// Whether the node is about to stop.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Why an order was not carried out. Without a quorum that is for want of one, whatever the
+    /// order stumbled over.
+    pub(crate) fn refusal(&self, error: muster_raft::Error) -> Problem {
+        use muster_raft::Error;
+        let Error::Refused(detail) = &error else {
+            return error.into();
+        };
+        // What the leader ran into arrives as text.
+        if *detail == Error::Timeout.to_string() {
+            Error::Timeout.into()
+        } else if [Error::NoLeader, Error::Overloaded]
+            .iter()
+            .any(|known| known.to_string() == *detail)
+            || !self.cluster.has_quorum()
+        {
+            Problem::new("unavailable", detail.clone())
+        } else {
+            error.into()
+        }
     }
 
     /// The time by which tokens are judged: this node's clock, or the cluster's if that is ahead.

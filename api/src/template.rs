@@ -2,9 +2,14 @@
 //!
 //! Templates see the machine, the nodes and the params, and nothing else: no environment, no
 //! clock, no chance. One that does not compile is set aside with the reason; the rest work.
+//!
+//! What they may take is bounded: two loops within each other, [`RANGE_MAX`] numbers to loop over,
+//! no variable that outlives its loop, [`OUTPUT_MAX`] octets of text, and two renderings at a time
+//! on a node. A variable may still be doubled by hand again and again: its length has no bound.
 
 mod compile;
 mod context;
+mod limits;
 
 pub use compile::{Compiled, Problem, Sources, compile};
 pub use context::{NodeView, RenderContext, nodes};
@@ -12,16 +17,55 @@ pub use context::{NodeView, RenderContext, nodes};
 use std::cell::Cell;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use muster_storage::State;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 /// Longest rendered text, in octets: machines fetch it into memory, and it is made in ours.
 pub const OUTPUT_MAX: usize = 4 << 20;
 
-/// Numbers that all `range()` calls of one rendering may give, so that loops end.
-pub const RANGE_MAX: u64 = 100_000;
+/// Numbers that all `range()` calls of one rendering may give. With the depth to which loops may be
+/// nested it bounds how often a loop over them turns.
+pub const RANGE_MAX: u64 = 10_000;
+
+/// Renderings that run at a time, for whomever: a slow template must not take the node's cores.
+const TURNS_MAX: usize = 2;
+
+/// How long a text is waited for. What takes longer goes on, and keeps its turn, until it ends.
+const WAIT: Duration = Duration::from_secs(2);
+
+static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(TURNS_MAX)));
+
+/// Does what renders on a thread of the pool that all who render share.
+///
+/// # Errors
+/// When it takes too long, or its turn does not come.
+pub async fn on_pool<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
+    let failed = || Problem::message("the rendering thread failed");
+    let rendered = async {
+        let turn = Arc::clone(&TURNS).acquire_owned().await;
+        let turn = turn.map_err(|_| failed())?;
+        // Held by the thread: that nobody waits any more does not end the work.
+        let working = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        working.await.map_err(|_| failed())
+    };
+    tokio::time::timeout(WAIT, rendered)
+        .await
+        .unwrap_or_else(|_| {
+            Err(Problem::message(format!(
+                "there is no text after {} s: it, or what is rendered before it, takes too long",
+                WAIT.as_secs()
+            )))
+        })
+}
 
 thread_local! {
     /// What is left of [`RANGE_MAX`] for the rendering that runs on this thread.

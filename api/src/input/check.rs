@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use jsonschema::Validator;
 use muster_storage::State;
-use muster_storage::model::{Object, Param};
+use muster_storage::model::{Object, ObjectKind, Param};
 use serde_json::Value;
 
+use crate::options::{self, BadOption};
 use crate::problem::Problem;
 use crate::template::Sources;
 
@@ -37,10 +38,70 @@ pub fn check(
         .flat_map(BTreeMap::keys)
         .filter_map(|name| Some((name.clone(), state.param(name)?.clone())))
         .collect();
+    let shown: Vec<Problem> = objects
+        .iter()
+        .filter_map(|object| match object {
+            Object::Param(param) if !param.secure => stays_secret(state, &param.name, true).err(),
+            _ => None,
+        })
+        .collect();
     move |objects| {
+        shown.into_iter().next().map_or(Ok(()), Err)?;
         check_templates(&sources, objects)?;
         check_params(declared, objects)
     }
+}
+
+/// Refuses to take away the declaration that hides a param while there are values to hide; with
+/// `default`, the default of the declaration is one.
+///
+/// # Errors
+/// When somebody holds a value; says who.
+pub fn stays_secret(state: &State, name: &str, default: bool) -> Result<(), Problem> {
+    let Some(declared) = state.param(name).filter(|param| param.secure) else {
+        return Ok(());
+    };
+    let own = Some("its own default").filter(|_| default && declared.default.is_some());
+    let records = [ObjectKind::Machine, ObjectKind::Profile]
+        .into_iter()
+        .flat_map(|kind| state.objects_after(kind, None));
+    let holders = records.filter_map(|record| match &record.object {
+        Object::Machine(o) => o
+            .params
+            .contains_key(name)
+            .then(|| format!("machine `{}`", o.name)),
+        Object::Profile(o) => o
+            .params
+            .contains_key(name)
+            .then(|| format!("profile `{}`", o.name)),
+        _ => None,
+    });
+    let named: Vec<String> = own
+        .map(str::to_owned)
+        .into_iter()
+        .chain(holders)
+        .take(5)
+        .collect();
+    if named.is_empty() {
+        return Ok(());
+    }
+    Err(Problem::new(
+        "in_use",
+        format!(
+            "param `{name}` is secure, and what {} hold of it would be shown; remove that first",
+            named.join(", ")
+        ),
+    ))
+}
+
+/// Refuses what no client could be sent. What is rendered is known only then.
+fn check_option(option: &str, value: &str) -> Result<(), Problem> {
+    let bad = |error: BadOption| Problem::invalid(&format!("options.{option}"), error.to_string());
+    let code = options::code_of(option).map_err(bad)?;
+    if !options::is_template(value) {
+        options::encode(code, value).map_err(bad)?;
+    }
+    Ok(())
 }
 
 fn check_templates(sources: &Sources, objects: &[Object]) -> Result<(), Problem> {
@@ -70,9 +131,19 @@ fn check_templates(sources: &Sources, objects: &[Object]) -> Result<(), Problem>
     };
     for object in objects {
         match object {
-            Object::Bootenv(bootenv) => text("kernel_args", &bootenv.name, &bootenv.kernel_args)?,
+            Object::Bootenv(bootenv) => {
+                text("kernel_args", &bootenv.name, &bootenv.kernel_args)?;
+                // That is where the machine's callback goes.
+                let report = |path: &str| path.trim_start_matches('/') == "report";
+                if let Some(index) = bootenv.files.iter().position(|file| report(&file.path)) {
+                    let place = format!("files[{index}].path");
+                    let advice = "`report` is where machines report to; choose another path";
+                    return Err(Problem::invalid(&place, advice));
+                }
+            }
             Object::Subnet(subnet) => {
                 for (option, value) in &subnet.options {
+                    check_option(option, value)?;
                     text(&format!("options.{option}"), &subnet.name, value)?;
                 }
             }

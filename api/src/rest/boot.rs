@@ -54,10 +54,8 @@ async fn render(
 }
 
 async fn run(job: Job) -> Result<String, Problem> {
-    let rendered = tokio::task::spawn_blocking(|| job.run()).await;
-    rendered
-        .map_err(|_| Problem::new("internal", "a worker thread failed"))?
-        .map_err(Problem::from)
+    let rendered = template::on_pool(|| job.run()).await;
+    rendered.and_then(|text| text).map_err(Problem::from)
 }
 
 #[derive(Deserialize)]

@@ -156,7 +156,7 @@ async fn create(
     Json(body): Json,
 ) -> Result<Response, Problem> {
     let draft = Draft::new(Some(kind), body)?;
-    let object = settle(&app, draft).await?;
+    let (object, _) = settle(&app, draft.with_password_hashed().await?)?;
     let key = object.key();
     put_object(&app, actor, None, object, PutMode::Create).await?;
     show(&app, kind, &key, StatusCode::CREATED)
@@ -172,7 +172,7 @@ async fn put(
 ) -> Result<Response, Problem> {
     let key = name(&app, kind, &key);
     let draft = Draft::new(Some(kind), body)?.with_key(&key)?;
-    let object = settle(&app, draft).await?;
+    let draft = draft.with_password_hashed().await?;
     let mode = match conditions {
         Conditions { absent: true, .. } => PutMode::Create,
         Conditions { exists: true, .. }
@@ -181,8 +181,24 @@ async fn put(
         } => PutMode::Replace,
         Conditions { .. } => PutMode::Apply,
     };
-    let new = put_object(&app, actor, conditions.revision, object, mode).await?;
-    show(&app, kind, &key, created(new))
+    for _ in 0..PATCH_ATTEMPTS {
+        let (object, kept) = settle(&app, draft.clone())?;
+        // A secret that was put back is that of this revision and of no other.
+        let if_match = conditions.revision.or(kept);
+        match put_object(&app, actor.clone(), if_match, object, mode).await {
+            Err(problem) if problem.code == "stale" && conditions.revision.is_none() => {}
+            Err(problem) => return Err(problem),
+            Ok(new) => return show(&app, kind, &key, created(new)),
+        }
+    }
+    Err(busy())
+}
+
+fn busy() -> Problem {
+    Problem::new(
+        "conflict",
+        "others change this object all the time; try again",
+    )
 }
 
 async fn patch(
@@ -207,7 +223,7 @@ async fn patch(
             return Err(Problem::new("invalid", "a patch is an object"));
         };
         let draft = Draft { kind, fields }.with_key(&key)?;
-        let object = settle_hashed(&app, draft)?;
+        let (object, _) = settle(&app, draft)?;
         let if_match = conditions.revision.unwrap_or(revision);
         let written = put_object(
             &app,
@@ -223,10 +239,7 @@ async fn patch(
             Ok(_) => return show(&app, kind, &key, StatusCode::OK),
         }
     }
-    Err(Problem::new(
-        "conflict",
-        "others change this object all the time; try again",
-    ))
+    Err(busy())
 }
 
 /// Answers DELETE of one object.
@@ -238,6 +251,10 @@ pub async fn delete(
     conditions: Conditions,
 ) -> Result<StatusCode, Problem> {
     let key = name(&app, kind, &key);
+    if kind == ObjectKind::Param {
+        app.cluster
+            .read(|state| input::stays_secret(state, &key, false))?;
+    }
     write(
         &app,
         actor,
@@ -259,21 +276,19 @@ fn name(app: &App, kind: ObjectKind, key: &str) -> String {
     name.unwrap_or_else(|| key.to_owned())
 }
 
-/// The object that was sent, checked as far as that can be done before it is applied.
-async fn settle(app: &App, draft: Draft) -> Result<Object, Problem> {
-    settle_hashed(app, draft.with_password_hashed().await?)
-}
-
-fn settle_hashed(app: &App, mut draft: Draft) -> Result<Object, Problem> {
-    app.cluster.read(|state| {
-        draft.keep_secrets(state);
-        draft.settle_machine(|key| state.machine(key).map(|machine| machine.uuid))
+/// The object that was sent, checked as far as that can be done before it is applied; with the
+/// revision from which secrets were put back.
+fn settle(app: &App, mut draft: Draft) -> Result<(Object, Option<Revision>), Problem> {
+    let kept = app.cluster.read(|state| {
+        let kept = draft.keep_secrets(state);
+        draft.settle_machine(|key| state.machine(key).map(|machine| machine.uuid))?;
+        Ok::<_, Problem>(kept)
     })?;
     let object = draft.parse()?;
     let objects = std::slice::from_ref(&object);
     let check = app.cluster.read(|state| input::check(state, objects));
     check(objects)?;
-    Ok(object)
+    Ok((object, kept))
 }
 
 /// Writes one object; whether it is new.

@@ -10,7 +10,7 @@ use muster_storage::State;
 use muster_storage::model::{Object, ObjectKind, Record};
 use tera::{Context, ErrorKind, Tera};
 
-use super::{SharedSet, engine};
+use super::{SharedSet, engine, limits};
 
 /// What is wrong with a template, and where.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
@@ -161,6 +161,20 @@ impl Compiled {
     fn new<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut good: BTreeMap<&str, &str> = texts.into_iter().collect();
         let mut bad = BTreeMap::new();
+        good.retain(|name, text| match limits::check(text) {
+            Ok(()) => true,
+            Err(problem) => {
+                let template = Some((*name).to_owned());
+                bad.insert(
+                    (*name).to_owned(),
+                    Problem {
+                        template,
+                        ..problem
+                    },
+                );
+                false
+            }
+        });
         loop {
             match add_all(good.iter()) {
                 Ok(tera) => return Self { tera, bad },
@@ -196,6 +210,7 @@ impl Compiled {
     /// # Errors
     /// When it does not compile.
     pub fn check_text(&self, text: &str) -> Result<(), Problem> {
+        limits::check(text)?;
         let mut tera = self.tera.clone();
         guarded(|| tera.add_raw_template(NAMELESS, text))
     }
@@ -223,6 +238,7 @@ impl Compiled {
         context: &Context,
         to: &mut impl Write,
     ) -> Result<(), Problem> {
+        limits::check(text)?;
         self.tera
             .render_str_to(text, context, false, to)
             .map_err(|error| Problem::from_tera(&error))

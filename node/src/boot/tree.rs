@@ -13,7 +13,6 @@ use muster_storage::State;
 use muster_storage::model::{LeaseState, Mac, Sha256};
 use muster_storage::state::{BootClient, BootTarget};
 use sha2::Digest as _;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -25,9 +24,6 @@ const CONFIRM: Duration = Duration::from_millis(200);
 
 /// How long to wait for it when this node knows nothing of what is asked for.
 const CATCH_UP: Duration = Duration::from_millis(500);
-
-/// Templates being rendered at a time: they take processor time, and DHCP and Raft come first.
-const RENDERING_MAX: usize = 2;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +84,6 @@ pub enum Problem {
 pub struct Tree {
     cluster: Cluster,
     loader_dir: Arc<Path>,
-    rendering: Arc<Semaphore>,
 }
 
 impl Tree {
@@ -97,7 +92,6 @@ impl Tree {
         Self {
             cluster,
             loader_dir: loader_dir.into(),
-            rendering: Arc::new(Semaphore::new(RENDERING_MAX)),
         }
     }
 
@@ -292,21 +286,14 @@ impl Tree {
     }
 
     async fn render(&self, jobs: Vec<Job>) -> Result<Vec<String>, Problem> {
-        let interrupted = |_| Problem::Interrupted;
-        let turn = Arc::clone(&self.rendering).acquire_owned().await;
-        // Held by the thread, not by the request: that a client went away does not end the work.
-        let turn = turn.map_err(|_| Problem::Interrupted)?;
         let render = move || {
-            let texts = jobs
-                .into_iter()
+            jobs.into_iter()
                 .map(Job::run)
-                .collect::<Result<Vec<_>, _>>();
-            drop(turn);
-            texts
+                .collect::<Result<Vec<_>, _>>()
         };
-        tokio::task::spawn_blocking(render)
-            .await
-            .map_err(interrupted)?
+        let rendered = template::on_pool(render).await;
+        rendered
+            .map_err(|_| Problem::Interrupted)?
             .map_err(Problem::Render)
     }
 

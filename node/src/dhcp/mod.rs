@@ -10,7 +10,6 @@ mod frame;
 pub mod interfaces;
 pub mod metrics;
 pub mod offers;
-pub mod options;
 mod parameters;
 pub mod rank;
 mod rendering;

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use muster_api::options::{self, BadOption, is_template};
 use muster_storage::State;
 use muster_storage::model::Subnet;
 
 use super::decide::PeerView;
 use super::firmware::{self, Boot, Overrides};
-use super::options::{self, BadOption};
-use super::rendering::is_template;
 use super::request::Request;
 
 const BOOT_SERVER_NAME: u8 = 66;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use muster_api::options::is_template;
 use muster_api::template::{self, Job, RenderContext};
 use muster_raft::Cluster;
 use muster_storage::State;
@@ -11,11 +12,6 @@ use super::request::Request;
 
 /// Texts with what they became.
 pub type Rendered = BTreeMap<String, Result<String, String>>;
-
-/// Whether a value has something to render.
-pub fn is_template(value: &str) -> bool {
-    value.contains("{{") || value.contains("{%")
-}
 
 /// Whether the client's subnet has options to render.
 pub fn needed(state: &State, request: &Request) -> bool {
@@ -38,7 +34,7 @@ pub async fn render(cluster: &Cluster, request: &Request) -> Rendered {
             .map(|text| (text.to_owned(), Job::text(state, &context, text)))
             .collect()
     });
-    let rendered = tokio::task::spawn_blocking(move || {
+    let rendered = template::on_pool(move || {
         jobs.into_iter()
             .map(|(text, job)| (text, job.run().map_err(|problem| problem.to_string())))
             .collect()

@@ -70,18 +70,26 @@ fn type_of(code: u8) -> Type {
         | 49
         | 65
         | 68..=76
+        | 85
         | 89
         | 118
+        | 136
+        | 138
         | 150 => Type::Addresses,
         19 | 20 | 27 | 29 | 30 | 31 | 34 | 36 | 39 => Type::Bool,
         23 | 37 | 46 | 116 => Type::U8,
-        13 | 22 | 26 | 25 => Type::U16,
+        13 | 22 | 25 | 26 | 117 => Type::U16,
         24 | 35 | 38 | 108 | 211 => Type::U32,
         2 => Type::I32,
         119 => Type::Domains,
         121 | 249 => Type::Routes,
         _ => Type::Text,
     }
+}
+
+/// Whether a value has something to render.
+pub fn is_template(value: &str) -> bool {
+    value.contains("{{") || value.contains("{%")
 }
 
 /// The number of an option: `42`, `ntp-servers`, `ntp_servers` or `NtpServers`.
@@ -224,13 +232,15 @@ mod tests {
 
     #[test]
     fn values_are_encoded_by_type() {
-        let rows: [(u8, &str, &[u8]); 12] = [
+        let rows: [(u8, &str, &[u8]); 14] = [
             (42, "10.77.0.1", &[10, 77, 0, 1]),
             (6, "10.0.0.1, 10.0.0.2", &[10, 0, 0, 1, 10, 0, 0, 2]),
             (26, "9000", &[0x23, 0x28]),
             (19, "true", &[1]),
             (2, "-3600", &[0xff, 0xff, 0xf1, 0xf0]),
             (23, "64", &[64]),
+            (117, "6, 0", &[0, 6, 0, 0]),
+            (138, "10.0.0.1", &[10, 0, 0, 1]),
             (35, "60", &[0, 0, 0, 60]),
             (15, "example.org", b"example.org"),
             (224, "text", b"text"),
