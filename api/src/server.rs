@@ -3,21 +3,22 @@
 //! A server is up before the node belongs to a cluster: what it serves, and with which
 //! certificate, is set when that is known.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
@@ -28,6 +29,12 @@ use crate::auth::Peer;
 
 /// Connections at a time, on each of the two listeners.
 pub const CONNECTIONS_MAX: usize = 4096;
+
+/// Of these from one address, so that one client cannot keep all others out.
+pub const CONNECTIONS_OF_ONE_MAX: usize = CONNECTIONS_MAX / 4;
+
+/// How often a quiet HTTP/2 client is asked whether it is there, and how long it may take to say so.
+const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 
 /// A client that does not finish its TLS handshake, or a request's header, by then is gone.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
@@ -69,7 +76,12 @@ impl Serving {
 /// Serves HTTPS until `stop`; then lets open requests end.
 pub async fn serve_tls(listener: TcpListener, serving: Serving, stop: CancellationToken) {
     let connections = Connections::new(serving);
-    while let Some((stream, permit)) = connections.accept(&stop, || listener.accept()).await {
+    let shares = Shares::default();
+    while let Some((stream, peer, permit)) = connections.accept(&stop, || listener.accept()).await {
+        let Some(share) = shares.take(peer.ip()) else {
+            tracing::debug!(%peer, "too many connections from one address");
+            continue;
+        };
         let serving = connections.serving.clone();
         let watcher = connections.graceful.watcher();
         tokio::spawn(async move {
@@ -77,11 +89,17 @@ pub async fn serve_tls(listener: TcpListener, serving: Serving, stop: Cancellati
             let _ = stream.set_nodelay(true);
             let acceptor = TlsAcceptor::from(serving.tls());
             match tokio::time::timeout(HANDSHAKE_WAIT, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => serve(stream, Peer::Remote, serving, watcher).await,
+                Ok(Ok(stream)) => {
+                    let version = match stream.get_ref().1.alpn_protocol() {
+                        Some(b"h2") => Http::Two,
+                        _ => Http::One,
+                    };
+                    serve(stream, version, Peer::Remote, serving, watcher).await;
+                }
                 Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
                 Err(_) => tracing::debug!("TLS handshake took too long"),
             }
-            drop(permit);
+            drop((permit, share));
         });
     }
     connections.finish().await;
@@ -90,12 +108,15 @@ pub async fn serve_tls(listener: TcpListener, serving: Serving, stop: Cancellati
 /// Serves HTTP on a Unix socket until `stop`.
 pub async fn serve_unix(listener: UnixListener, serving: Serving, stop: CancellationToken) {
     let connections = Connections::new(serving);
-    while let Some((stream, permit)) = connections.accept(&stop, || listener.accept()).await {
+    while let Some((stream, _, permit)) = connections.accept(&stop, || listener.accept()).await {
         let serving = connections.serving.clone();
         let watcher = connections.graceful.watcher();
         tokio::spawn(async move {
             match stream.peer_cred() {
-                Ok(peer) => serve(stream, Peer::Local { uid: peer.uid() }, serving, watcher).await,
+                Ok(peer) => {
+                    let peer = Peer::Local { uid: peer.uid() };
+                    serve(stream, Http::One, peer, serving, watcher).await;
+                }
                 Err(error) => tracing::debug!(%error, "no credentials of a socket's peer"),
             }
             drop(permit);
@@ -171,7 +192,7 @@ impl Connections {
         &self,
         stop: &CancellationToken,
         accept: impl Fn() -> F,
-    ) -> Option<(S, OwnedSemaphorePermit)>
+    ) -> Option<(S, A, OwnedSemaphorePermit)>
     where
         F: Future<Output = io::Result<(S, A)>>,
     {
@@ -183,7 +204,7 @@ impl Connections {
             tokio::select! {
                 () = stop.cancelled() => return None,
                 (permit, accepted) = next => match (permit, accepted) {
-                    (Ok(permit), Ok((stream, _))) => return Some((stream, permit)),
+                    (Ok(permit), Ok((stream, peer))) => return Some((stream, peer, permit)),
                     (_, Err(error)) => {
                         tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -204,8 +225,53 @@ impl Connections {
     }
 }
 
+/// Connections by address.
+#[derive(Clone, Debug, Default)]
+pub struct Shares(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Shares {
+    /// One more connection from an address; none when it has [`CONNECTIONS_OF_ONE_MAX`].
+    pub fn take(&self, address: IpAddr) -> Option<Share> {
+        let address = address.to_canonical();
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(address).or_default();
+        if *count >= CONNECTIONS_OF_ONE_MAX {
+            return None;
+        }
+        *count += 1;
+        let shares = self.clone();
+        Some(Share { shares, address })
+    }
+}
+
+/// A connection that is counted for as long as this lives.
+#[derive(Debug)]
+pub struct Share {
+    shares: Shares,
+    address: IpAddr,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut open = self.shares.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// What is spoken on a connection.
+enum Http {
+    One,
+    Two,
+}
+
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    version: Http,
     peer: Peer,
     serving: Serving,
     watcher: Watcher,
@@ -215,18 +281,35 @@ async fn serve(
         request.extensions_mut().insert(peer);
         serving.router().oneshot(request)
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HANDSHAKE_WAIT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(256);
-    let connection =
-        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    if let Err(error) = watcher.watch(connection.into_owned()).await {
+    let service = TowerToHyperService::new(service);
+    let result = match version {
+        Http::One => {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HANDSHAKE_WAIT)
+                .serve_connection(TokioIo::new(stream), service);
+            watcher.watch(connection).await
+        }
+        Http::Two => {
+            // Until the client begins nothing else watches it.
+            let mut stream = BufReader::new(stream);
+            match tokio::time::timeout(HANDSHAKE_WAIT, stream.fill_buf()).await {
+                Ok(Ok(bytes)) if !bytes.is_empty() => {}
+                Ok(_) | Err(_) => {
+                    tracing::debug!("a client said nothing");
+                    return;
+                }
+            }
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(256)
+                .keep_alive_interval(PING.0)
+                .keep_alive_timeout(PING.1)
+                .serve_connection(TokioIo::new(stream), service);
+            watcher.watch(connection).await
+        }
+    };
+    if let Err(error) = result {
         tracing::debug!(%error, "connection ended");
     }
 }

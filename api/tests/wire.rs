@@ -13,6 +13,7 @@ use muster_api::server::{self, Serving};
 use reqwest::Method;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -138,4 +139,36 @@ async fn a_node_that_is_not_there_is_named() {
     let error = client.json(machines()).await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     assert!(error.to_string().contains("muster.sock"), "{error}");
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_left() {
+    use tokio::io::AsyncReadExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("muster.sock");
+    let api = Api::new().await;
+    let listener = server::listen_unix(&path).unwrap();
+    let serving = Serving::new(api.router.clone(), api.cluster.api_tls());
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(server::serve_unix(listener, serving, stop.clone()));
+    let mut silent = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let mut octets = Vec::new();
+    let closed = silent.read_to_end(&mut octets);
+    let closed = tokio::time::timeout(Duration::from_secs(15), closed).await;
+    closed.expect("the connection is closed").unwrap();
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[test]
+fn one_address_does_not_take_all_connections() {
+    let shares = server::Shares::default();
+    let (a, b) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+    let mut open: Vec<_> = (0..server::CONNECTIONS_OF_ONE_MAX)
+        .map(|_| shares.take(a).unwrap())
+        .collect();
+    assert!(shares.take(a).is_none());
+    assert!(shares.take(b).is_some());
+    open.pop();
+    assert!(shares.take(a).is_some());
 }

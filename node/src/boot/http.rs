@@ -15,6 +15,7 @@ use futures::StreamExt as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use muster_api::server::Shares;
 use muster_storage::{Actor, Command, Proposal, Rejection, RequestId};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -48,7 +49,12 @@ pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationT
         .max_buf_size(64 * 1024);
     let running = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let shares = Shares::default();
     while let Some((stream, peer, permit)) = accept(&listener, &room, &stop).await {
+        let Some(share) = shares.take(peer.ip()) else {
+            tracing::debug!(%peer, "too many boot connections from one address");
+            continue;
+        };
         let router = router.clone().layer(Extension(Client {
             address: peer.ip().to_canonical(),
         }));
@@ -60,7 +66,7 @@ pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationT
             if let Err(error) = connection.await {
                 tracing::debug!(%peer, %error, "boot connection ended early");
             }
-            drop(permit);
+            drop((permit, share));
         });
     }
     drop(listener);
