@@ -81,6 +81,15 @@ pub enum Command {
         /// Its key.
         key: String,
     },
+    /// Go on only if an object is at this revision: guards what stands beside it in a bundle.
+    Expect {
+        /// Its kind.
+        kind: ObjectKind,
+        /// Its key.
+        key: String,
+        /// As its reader saw it; 0 when it was not there.
+        revision: Revision,
+    },
     /// All or nothing, in this order. Not nested; at most [`Command::MANY_MAX`].
     Many(Vec<Command>),
     /// Give a client an address, or extend what it has (RFC 2131 §4.3.2).

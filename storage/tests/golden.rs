@@ -134,6 +134,14 @@ fn samples() -> Vec<(&'static str, Command)> {
             })),
         ),
         (
+            "expect",
+            Command::Expect {
+                kind: ObjectKind::Machine,
+                key: "none".into(),
+                revision: Revision(0),
+            },
+        ),
+        (
             "many",
             Command::Many(objects().into_iter().map(put).collect()),
         ),
@@ -239,6 +247,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::Found(_) => "found",
         Command::Put { .. } => "put",
         Command::Delete { .. } => "delete",
+        Command::Expect { .. } => "expect",
         Command::Many(_) => "many",
         Command::Bind(_) => "bind",
         Command::Release { .. } => "release",
@@ -257,7 +266,7 @@ fn name_of(command: &Command) -> &'static str {
     }
 }
 
-const COMMANDS: usize = 18;
+const COMMANDS: usize = 19;
 
 fn entries() -> Vec<(&'static str, Entry)> {
     samples()

@@ -247,6 +247,32 @@ fn a_bundle_is_all_or_nothing() {
 }
 
 #[test]
+fn a_bundle_can_rest_on_what_was_read() {
+    let mut log = Log::default();
+    log.apply(machine("m1", 1));
+    let read = log.state.revision();
+    let put = |name: &str, revision: Revision| {
+        Command::Many(vec![
+            Command::Expect {
+                kind: ObjectKind::Machine,
+                key: "m1".into(),
+                revision,
+            },
+            Command::Put {
+                object: template(name, ""),
+                mode: PutMode::Create,
+            },
+        ])
+    };
+    assert_eq!(
+        code(log.propose(None, put("a", Revision(read.0 - 1))).result),
+        "stale"
+    );
+    assert!(log.propose(None, put("a", read)).result.is_ok());
+    assert!(log.state.object(ObjectKind::Template, "a").is_some());
+}
+
+#[test]
 fn what_was_rolled_back_leaves_the_digest_of_what_was_never_tried() {
     let (mut tried, mut untried) = (Log::default(), Log::default());
     for log in [&mut tried, &mut untried] {

@@ -33,6 +33,7 @@ impl State {
             .map(|(proposal, position)| {
                 let revision = Revision(revision.0.saturating_add(position));
                 let context = Context {
+                    request: proposal.request,
                     revision,
                     at,
                     actor: &proposal.actor,
@@ -59,6 +60,11 @@ impl State {
             Command::Found(founding) => self.found(context, founding),
             Command::Put { object, mode } => self.put_object(context, object, *mode),
             Command::Delete { kind, key } => self.delete_object(context, *kind, key),
+            Command::Expect {
+                kind,
+                key,
+                revision,
+            } => self.expect(*kind, key, *revision),
             Command::Many(commands) => self.execute_many(context, commands),
             Command::Bind(bind) => self.bind(context, bind),
             Command::Release { client, address } => self.release(context, client, *address),

@@ -29,19 +29,29 @@ impl State {
             return Ok(());
         };
         let current = match command {
-            Command::Put { object, .. } => self
-                .object(object.kind(), &object.key())
-                .map(|record| record.revision),
-            Command::Delete { kind, key } => self.object(*kind, key).map(|record| record.revision),
-            Command::EndLease { address } => self.leases.get(address).map(|record| record.revision),
-            _ => None,
-        }
-        .unwrap_or_default();
-        if current == expected {
-            Ok(())
-        } else {
-            Err(Rejection::Stale { current })
-        }
+            Command::Put { object, .. } => self.revision_of(object.kind(), &object.key()),
+            Command::Delete { kind, key } => self.revision_of(*kind, key),
+            Command::EndLease { address } => self
+                .leases
+                .get(address)
+                .map_or_else(Revision::default, |record| record.revision),
+            _ => Revision::default(),
+        };
+        is_at(current, expected)
+    }
+
+    pub(super) fn expect(
+        &self,
+        kind: ObjectKind,
+        key: &str,
+        revision: Revision,
+    ) -> Result<Effect, Rejection> {
+        is_at(self.revision_of(kind, key), revision).map(|()| Effect::Done)
+    }
+
+    fn revision_of(&self, kind: ObjectKind, key: &str) -> Revision {
+        let record = self.object(kind, key);
+        record.map_or_else(Revision::default, |record| record.revision)
     }
 
     pub(super) fn put_object(
@@ -181,9 +191,8 @@ impl State {
                 )));
             }
             (None, given) if given.is_nil() => {
-                let cluster = self.cluster().map_or(Uuid::nil(), |cluster| cluster.id);
-                let unique = format!("machine {} {}", context.revision, machine.name);
-                Uuid::new_v5(&cluster, unique.as_bytes())
+                // The request's random id makes it one that cannot be guessed.
+                Uuid::new_v5(&context.request.0, machine.name.as_bytes())
             }
             (None, given) => given,
         };
@@ -322,6 +331,14 @@ impl State {
             ))),
             _ => Ok(()),
         }
+    }
+}
+
+fn is_at(current: Revision, expected: Revision) -> Result<(), Rejection> {
+    if current == expected {
+        Ok(())
+    } else {
+        Err(Rejection::Stale { current })
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::pool::{Pools, Reservations};
 use super::row::{Digest, Row, RowKey, RowWrite};
-use crate::command::Actor;
+use crate::command::{Actor, RequestId};
 use crate::event::{Action, Change, Subject};
 use crate::model::{
     BootReport, ClientKey, Identifier, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind,
@@ -105,6 +105,7 @@ pub struct Gone(pub Revision);
 /// What a command is applied with, beside the state.
 #[derive(Clone, Copy)]
 pub(super) struct Context<'a> {
+    pub request: RequestId,
     pub revision: Revision,
     pub at: Timestamp,
     pub actor: &'a Actor,
