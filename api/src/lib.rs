@@ -34,6 +34,8 @@ pub struct App {
     /// Cancelled when the server stops: ends streams that would never end by themselves.
     pub(crate) stopping: CancellationToken,
     draining: AtomicBool,
+    /// Whether the last read that was to be confirmed found no leader.
+    pub(crate) cut_off: AtomicBool,
 }
 
 /// [`App`], shared by all requests.
@@ -53,6 +55,7 @@ impl App {
             metrics: Box::new(metrics),
             stopping,
             draining: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
         })
     }
 

@@ -28,10 +28,10 @@ use tower::ServiceExt as _;
 use crate::auth::Peer;
 
 /// Connections at a time, on each of the two listeners.
-pub const CONNECTIONS_MAX: usize = 4096;
+pub const CONNECTIONS_MAX: usize = 8192;
 
 /// Of these from one address, so that one client cannot keep all others out.
-pub const CONNECTIONS_OF_ONE_MAX: usize = CONNECTIONS_MAX / 4;
+pub const CONNECTIONS_OF_ONE_MAX: usize = CONNECTIONS_MAX / 2;
 
 /// How often a quiet HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));

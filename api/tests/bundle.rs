@@ -211,3 +211,24 @@ async fn a_template_that_becomes_bad_is_marked_and_the_rest_work() {
         true
     );
 }
+
+#[tokio::test]
+async fn a_secret_in_a_bundle_is_put_back_as_it_was() {
+    let api = Api::new().await;
+    let profile = |value: &str| json!({"kind": "profile", "name": "p", "params": {"pw": value}});
+    let param = json!({"kind": "param", "name": "pw", "secure": true});
+    api.apply(&json!([param, profile("hush")]))
+        .await
+        .expect(200);
+    let template = json!({"kind": "template", "name": "t", "contents": "{{ params.pw }}"});
+    let machine = json!({"kind": "machine", "name": "m1", "macs": ["52:54:00:00:00:50"],
+        "profiles": ["p"]});
+    let answer = api
+        .apply(&json!([profile("<secure>"), template, machine]))
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(answer["items"].as_array().unwrap().len(), 3);
+    let rendered = api.get("/api/v1/machines/m1/render?template=t").await;
+    assert_eq!(rendered.expect(200).text, "hush");
+}

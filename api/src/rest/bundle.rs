@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use muster_storage::command::PutMode;
 use muster_storage::model::{Object, ObjectKind};
-use muster_storage::{Command, Effect};
+use muster_storage::{Actor, Command, Effect};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::extract::{Json, On};
+use super::objects::{ATTEMPTS, busy};
 use super::write::write;
-use crate::Shared;
 use crate::input::{self, Draft};
 use crate::problem::Problem;
+use crate::{App, Shared};
 
 /// Writes an array of objects, each with its `kind`, in any order.
 pub async fn apply(
@@ -41,18 +42,42 @@ pub async fn apply(
         }
         drafts.push(draft.with_password_hashed().await.map_err(place)?);
     }
-    app.cluster.read(|state| {
+    for _ in 0..ATTEMPTS {
+        match apply_now(&app, actor.clone(), drafts.clone()).await {
+            // A secret that was to be put back has changed since it was read.
+            Err(problem) if problem.code == "stale" => {}
+            result => return result,
+        }
+    }
+    Err(busy())
+}
+
+async fn apply_now(
+    app: &App,
+    actor: Actor,
+    mut drafts: Vec<Draft>,
+) -> Result<axum::Json<Value>, Problem> {
+    let guards = app.cluster.read(|state| {
         let uuids = name_machines(state, &mut drafts);
         let find = |key: &str| {
             let known = || state.machine(key).map(|machine| machine.uuid);
             uuids.get(key).copied().or_else(known)
         };
+        let mut guards = Vec::new();
         for draft in &mut drafts {
-            draft.keep_secrets(state);
+            let kept = draft.keep_secrets(state);
+            if let (Some(revision), Some(key)) = (kept, draft.key()) {
+                guards.push(Command::Expect {
+                    kind: draft.kind,
+                    key: key.to_owned(),
+                    revision,
+                });
+            }
             draft.settle_machine(find)?;
         }
-        Ok::<_, Problem>(())
+        Ok::<_, Problem>(guards)
     })?;
+    let guarded = guards.len();
     let mut objects = Vec::with_capacity(drafts.len());
     for draft in drafts {
         let place = format!(
@@ -72,15 +97,17 @@ pub async fn apply(
     };
     objects.sort_by_key(order);
     let keys: Vec<(ObjectKind, String)> = objects.iter().map(|o| (o.kind(), o.key())).collect();
-    let commands = objects.into_iter().map(|object| Command::Put {
+    let puts = objects.into_iter().map(|object| Command::Put {
         object,
         mode: PutMode::Apply,
     });
-    let outcome = write(&app, actor, None, Command::Many(commands.collect())).await?;
+    let commands = guards.into_iter().chain(puts).collect();
+    let outcome = write(app, actor, None, Command::Many(commands)).await?;
     let effects = match outcome.result {
         Ok(Effect::Many(effects)) => effects,
         _ => Vec::new(),
     };
+    let effects = effects.into_iter().skip(guarded);
     let items: Vec<Value> = keys
         .into_iter()
         .zip(effects)

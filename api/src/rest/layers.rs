@@ -1,5 +1,6 @@
 //! What every answer has in common.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
@@ -10,12 +11,15 @@ use muster_storage::Revision;
 use serde::Deserialize;
 
 use super::extract::Params;
-use crate::Shared;
 use crate::auth::CATCH_UP;
 use crate::problem::Problem;
+use crate::{App, Shared};
 
-/// How long a read waits for a leader, or for a revision to arrive here.
+/// How long a read waits for a leader, or for a revision to arrive here, when the client insists.
 const READ_WAIT: Duration = Duration::from_secs(5);
+
+/// How long it waits otherwise: longer than an election takes.
+const ELECTION_WAIT: Duration = Duration::from_secs(2);
 
 /// Name of this node.
 const NODE: &str = "muster-node";
@@ -89,8 +93,8 @@ pub enum Consistency {
 }
 
 /// Lets a read see every write that was answered before, or at least `min_revision`. With
-/// `consistency=local`, or without a quorum unless `consistency=linear` insists, it is what this
-/// node has, and marked when there is no quorum.
+/// `consistency=local` it is what this node has; so it is without a quorum, unless
+/// `consistency=linear` insists. What may be out of date is marked.
 pub async fn consistency(
     State(app): State<Shared>,
     Params(asked): Params<Freshness>,
@@ -117,26 +121,45 @@ pub async fn consistency(
     }
     // The state of the cluster itself is told as this node sees it, quorum or not.
     let about_cluster = request.uri().path().trim_end_matches('/') == "/cluster";
-    let local = match asked.consistency {
-        Some(consistency) => consistency == Consistency::Local || about_cluster,
-        // Nobody could confirm the read: better an answer that says it may be old.
-        None => about_cluster || !app.cluster.has_quorum(),
+    let confirmed = match asked.consistency {
+        _ if !reads || about_cluster => false,
+        Some(Consistency::Local) => false,
+        Some(Consistency::Linear) => {
+            confirm(&app, READ_WAIT).await?;
+            true
+        }
+        // Better an answer that says it may be old than none.
+        None => confirm_soon(&app).await,
     };
-    if reads && !local {
-        let read = app.cluster.read_linear(|_| ());
-        tokio::time::timeout(READ_WAIT, read).await.map_err(|_| {
-            Problem::new(
-                "unavailable",
-                "the leader does not answer; add ?consistency=local to read what this node has",
-            )
-        })??;
-    }
     let without_quorum = !app.cluster.has_quorum();
     let mut response = next.run(request).await;
-    if reads && local && (without_quorum || !app.cluster.has_quorum()) {
+    if reads && !confirmed && (without_quorum || !app.cluster.has_quorum()) {
         set(response.headers_mut(), STALE, "true");
     }
     Ok(response)
+}
+
+/// Waits until this node has every write that was answered before.
+async fn confirm(app: &App, wait: Duration) -> Result<(), Problem> {
+    let read = app.cluster.read_linear(|_| ());
+    tokio::time::timeout(wait, read).await.map_err(|_| {
+        Problem::new(
+            "unavailable",
+            "the leader does not answer; add ?consistency=local to read what this node has",
+        )
+    })??;
+    Ok(())
+}
+
+/// As [`confirm`], for as long as an election may take; once that was in vain, nobody waits until
+/// there is a quorum again. Whether the read is confirmed.
+async fn confirm_soon(app: &App) -> bool {
+    if app.cut_off.load(Ordering::Relaxed) && !app.cluster.has_quorum() {
+        return false;
+    }
+    let confirmed = confirm(app, ELECTION_WAIT).await.is_ok();
+    app.cut_off.store(!confirmed, Ordering::Relaxed);
+    confirmed
 }
 
 /// Says what the metrics mean.

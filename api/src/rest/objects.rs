@@ -26,8 +26,8 @@ pub const PAGE_DEFAULT: usize = 1000;
 /// Objects on a page at most: what is made under the state's lock.
 pub const PAGE_MAX: usize = 5000;
 
-/// Attempts to merge a patch into an object that others change too.
-const PATCH_ATTEMPTS: usize = 8;
+/// Attempts to write an object that others change too, when the write rests on what was read.
+pub const ATTEMPTS: usize = 8;
 
 /// List, create, get, put, patch, delete; keys may hold slashes.
 pub fn router() -> Router<Shared> {
@@ -171,8 +171,9 @@ async fn put(
     Json(body): Json,
 ) -> Result<Response, Problem> {
     let key = name(&app, kind, &key);
-    let draft = Draft::new(Some(kind), body)?.with_key(&key)?;
-    let draft = draft.with_password_hashed().await?;
+    // Hashing takes long: once, not once for each attempt.
+    let draft = Draft::new(Some(kind), body)?.with_password_hashed().await?;
+    let draft = draft.with_key(&key)?;
     let mode = match conditions {
         Conditions { absent: true, .. } => PutMode::Create,
         Conditions { exists: true, .. }
@@ -181,7 +182,7 @@ async fn put(
         } => PutMode::Replace,
         Conditions { .. } => PutMode::Apply,
     };
-    for _ in 0..PATCH_ATTEMPTS {
+    for _ in 0..ATTEMPTS {
         let (object, kept) = settle(&app, draft.clone())?;
         // A secret that was put back is that of this revision and of no other.
         let if_match = conditions.revision.or(kept);
@@ -194,7 +195,8 @@ async fn put(
     Err(busy())
 }
 
-fn busy() -> Problem {
+/// After [`ATTEMPTS`].
+pub fn busy() -> Problem {
     Problem::new(
         "conflict",
         "others change this object all the time; try again",
@@ -210,10 +212,9 @@ async fn patch(
     Json(body): Json,
 ) -> Result<Response, Problem> {
     let key = name(&app, kind, &key);
-    // Hashing takes long: once, not once for each attempt.
     let changes = Draft::new(Some(kind), body)?.with_password_hashed().await?;
     let changes = Value::Object(changes.fields);
-    for _ in 0..PATCH_ATTEMPTS {
+    for _ in 0..ATTEMPTS {
         let (mut fields, revision) = app.cluster.read(|state| {
             let record = find(state, kind, &key)?;
             Ok::<_, Problem>((Value::Object(view::fields(&record.object)), record.revision))
