@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::cli::resource::{ArtifactVerb, EventVerb, LeaseVerb, NodeVerb, UserVerb, Verb};
+use crate::cli::resource::users::UserVerb;
+use crate::cli::resource::{ArtifactVerb, EventVerb, Look, Verb};
 
 /// Provisions bare-metal machines from a cluster of equal nodes.
 #[derive(Debug, Parser)]
@@ -156,7 +157,7 @@ pub enum Command {
     Settings(Verb),
     /// Which client has which address; the key is the address.
     #[command(subcommand)]
-    Leases(LeaseVerb),
+    Leases(Look),
     /// Files that all nodes hold; the key is the path.
     #[command(subcommand)]
     Artifacts(ArtifactVerb),
@@ -165,7 +166,7 @@ pub enum Command {
     Users(UserVerb),
     /// Members of the cluster.
     #[command(subcommand)]
-    Nodes(NodeVerb),
+    Nodes(Look),
     /// What changed.
     #[command(subcommand)]
     Events(EventVerb),

@@ -113,10 +113,10 @@ async fn online(context: &Context, command: Command) -> Result<(), Error> {
         Command::Profiles(verb) => resource::run(context, "profiles", verb).await,
         Command::Params(verb) => resource::run(context, "params", verb).await,
         Command::Settings(verb) => resource::run(context, "settings", verb).await,
-        Command::Leases(verb) => resource::run_leases(context, verb).await,
+        Command::Leases(verb) => resource::look(context, "leases", verb).await,
         Command::Artifacts(verb) => resource::run_artifacts(context, verb).await,
-        Command::Users(verb) => resource::run_users(context, verb).await,
-        Command::Nodes(verb) => resource::run_nodes(context, verb).await,
+        Command::Users(verb) => resource::users::run(context, verb).await,
+        Command::Nodes(verb) => resource::look_at_nodes(context, verb).await,
         Command::Events(verb) => resource::run_events(context, verb).await,
         Command::Serve(_) | Command::Node(_) | Command::Reference { .. } => {
             Err(Error::Usage("this command needs no server".to_owned()))
