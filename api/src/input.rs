@@ -7,7 +7,7 @@ mod check;
 
 pub use check::{check, stays_secret};
 
-use muster_storage::model::{Object, ObjectKind};
+use muster_storage::model::{HIDDEN, Object, ObjectKind};
 use muster_storage::{Revision, State};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::auth;
 use crate::problem::Problem;
-use crate::view::{self, ADDED, HIDDEN};
+use crate::view::{self, ADDED};
 
 /// Name of the field that is an object's key.
 pub fn key_field(kind: ObjectKind) -> &'static str {

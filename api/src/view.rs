@@ -11,9 +11,6 @@ use serde_json::{Map, Value, json};
 
 use crate::template::Compiled;
 
-/// What stands for the value of a secure param.
-pub const HIDDEN: &str = "<secure>";
-
 /// Members that the cluster adds; ignored when they are sent back.
 pub const ADDED: &[&str] = &[
     "revision",
@@ -47,20 +44,13 @@ pub fn fields(object: &Object) -> Map<String, Value> {
 
 /// An object's fields without its secrets.
 pub fn public_fields(state: &State, object: &Object) -> Map<String, Value> {
-    let mut map = fields(object);
+    let public = object
+        .clone()
+        .without_secrets(|name| is_secure(state, name));
+    let mut map = fields(&public);
     match object {
         Object::User(_) => {
             map.remove("password_hash");
-        }
-        Object::Machine(_) | Object::Profile(_) => {
-            if let Some(Value::Object(params)) = map.get_mut("params") {
-                for (_, value) in params.iter_mut().filter(|(name, _)| is_secure(state, name)) {
-                    *value = HIDDEN.into();
-                }
-            }
-        }
-        Object::Param(param) if param.secure && param.default.is_some() => {
-            map.insert("default".to_owned(), HIDDEN.into());
         }
         Object::Reservation(reservation) => {
             let machine = reservation
@@ -70,7 +60,9 @@ pub fn public_fields(state: &State, object: &Object) -> Map<String, Value> {
                 map.insert("machine".to_owned(), machine.name.clone().into());
             }
         }
-        Object::Param(_)
+        Object::Machine(_)
+        | Object::Profile(_)
+        | Object::Param(_)
         | Object::Subnet(_)
         | Object::Template(_)
         | Object::Bootenv(_)

@@ -186,3 +186,21 @@ async fn history_is_read_in_pages_of_whole_revisions() {
         .await;
     assert_eq!(bad.problem(400).0, "malformed");
 }
+
+#[tokio::test]
+async fn history_keeps_no_secret_when_its_declaration_goes() {
+    let api = Api::new().await;
+    let param = json!({"name": "pw", "secure": true});
+    api.post("/api/v1/params", &param).await.expect(201);
+    let machine = json!({"name": "m1", "macs": ["52:54:00:00:00:50"], "params": {"pw": "s3cret"}});
+    api.post("/api/v1/machines", &machine).await.expect(201);
+    api.delete("/api/v1/machines/m1").await.expect(204);
+    api.delete("/api/v1/params/pw").await.expect(204);
+    let json = ["Accept: application/json"];
+    let history = api.call("GET", "/api/v1/events", &json, "").await;
+    let history = history.expect(200).text;
+    assert!(
+        history.contains("m1") && !history.contains("s3cret"),
+        "{history}"
+    );
+}

@@ -17,7 +17,7 @@ pub struct Change {
     pub actor: Actor,
     /// What happened to it.
     pub action: Action,
-    /// The thing after the change, or before it when it was deleted.
+    /// The thing after the change, or before it when it was deleted. Without its secrets.
     pub subject: Subject,
 }
 

@@ -16,7 +16,7 @@ pub use lease::{ClientKey, Lease, LeaseState};
 pub use member::{Identifier, JoinToken, Member};
 pub use network::{BadPool, Match, Pool, Reservation, Subnet, SubnetMode};
 pub use objects::{
-    Artifact, BootReport, Bootenv, LOCAL, Machine, Object, ObjectKind, Param, Profile,
+    Artifact, BootReport, Bootenv, HIDDEN, LOCAL, Machine, Object, ObjectKind, Param, Profile,
     RenderedFile, Settings, Template, UnknownKind,
 };
 pub use user::{Token, User};

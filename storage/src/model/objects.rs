@@ -311,6 +311,9 @@ impl FromStr for ObjectKind {
     }
 }
 
+/// What stands for a secret where it may be read.
+pub const HIDDEN: &str = "<secure>";
+
 impl Object {
     /// Its kind.
     pub fn kind(&self) -> ObjectKind {
@@ -342,5 +345,29 @@ impl Object {
             Self::Artifact(o) => o.path.clone(),
             Self::User(o) => o.name.clone(),
         }
+    }
+
+    /// As anybody may read it: [`HIDDEN`] for the hash of a password and for the values of those
+    /// params that are `secure`.
+    pub fn without_secrets(mut self, secure: impl Fn(&str) -> bool) -> Self {
+        match &mut self {
+            Self::Machine(Machine { params, .. }) | Self::Profile(Profile { params, .. }) => {
+                for (_, value) in params.iter_mut().filter(|(name, _)| secure(name)) {
+                    *value = HIDDEN.into();
+                }
+            }
+            Self::Param(param) if param.secure => {
+                param.default = param.default.as_ref().map(|_| HIDDEN.into());
+            }
+            Self::User(user) => HIDDEN.clone_into(&mut user.password_hash),
+            Self::Subnet(_)
+            | Self::Reservation(_)
+            | Self::Template(_)
+            | Self::Bootenv(_)
+            | Self::Param(_)
+            | Self::Settings(_)
+            | Self::Artifact(_) => {}
+        }
+        self
     }
 }

@@ -217,6 +217,14 @@ impl State {
 
     /// Notes a change for followers; it becomes history when the proposal is done.
     pub(super) fn changed(&mut self, context: Context<'_>, action: Action, subject: Subject) {
+        // History outlives the declaration that hides a param.
+        let subject = match subject {
+            Subject::Object(object) => {
+                let secure = |name: &str| self.param(name).is_some_and(|param| param.secure);
+                Subject::Object(object.without_secrets(secure))
+            }
+            other => other,
+        };
         self.changes.push(Change {
             revision: context.revision,
             at: context.at,
