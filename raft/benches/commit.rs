@@ -2,69 +2,27 @@
 //! quorum: `make bench`. Three nodes in one process share the disk and the cores.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+#[path = "../tests/common/mod.rs"]
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use muster_raft::{Cluster, Limits, Options, Role, Start, Timing};
+use common::{Three, proposal};
+use muster_storage::Command;
 use muster_storage::command::PutMode;
 use muster_storage::model::Object;
-use muster_storage::{Actor, Command, Proposal, RequestId};
-use uuid::Uuid;
-
-fn options(dir: &Path, name: &str, start: Start) -> Options {
-    Options {
-        data_dir: dir.to_owned(),
-        node_name: name.into(),
-        advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        peer_port: 0,
-        api_port: 1,
-        boot_port: 2,
-        version: "test".into(),
-        start,
-        timing: Timing::default(),
-        limits: Limits::default(),
-        unsafe_no_sync: false,
-    }
-}
 
 #[tokio::main]
 async fn main() {
-    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-    let found = Start::Found {
-        admin_password_hash: "hash".into(),
-    };
-    let mut nodes = vec![
-        Cluster::start(options(dirs[0].path(), "n0", found))
-            .await
-            .unwrap(),
+    let three = Three::start().await;
+    let leader = three.leader();
+    let places = [
+        ("leader", &three.nodes[leader]),
+        ("follower", &three.nodes[(leader + 1) % 3]),
     ];
-    let token = nodes[0]
-        .join_token(Duration::from_secs(600), Actor("test".into()))
-        .await
-        .unwrap();
-    for (i, dir) in dirs.iter().enumerate().skip(1) {
-        let start = Start::Join {
-            peers: vec![format!("127.0.0.1:{}", nodes[0].peer_port())],
-            token: token.clone(),
-        };
-        let name = format!("n{i}");
-        nodes.push(
-            Cluster::start(options(dir.path(), &name, start))
-                .await
-                .unwrap(),
-        );
-    }
-    let voters = |node: &Cluster| {
-        let nodes = node.status().nodes;
-        nodes.iter().filter(|node| node.role == Role::Voter).count()
-    };
-    while voters(&nodes[0]) < 3 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    for (place, node) in [("leader", &nodes[0]), ("follower", &nodes[1])] {
+    for (place, node) in places {
         for clients in [1, 64, 512, 4096] {
             let done = Arc::new(AtomicU64::new(0));
             let end = Instant::now() + Duration::from_secs(4);
@@ -80,16 +38,11 @@ async fn main() {
                                 "params": { "written": written },
                             });
                             let object = Object::Profile(serde_json::from_value(profile).unwrap());
-                            let proposal = Proposal {
-                                request: RequestId(Uuid::new_v4()),
-                                actor: Actor("test".into()),
-                                if_match: None,
-                                command: Command::Put {
-                                    object,
-                                    mode: PutMode::Apply,
-                                },
+                            let put = Command::Put {
+                                object,
+                                mode: PutMode::Apply,
                             };
-                            node.propose(proposal).await.unwrap();
+                            node.propose(proposal(put)).await.unwrap();
                             done.fetch_add(1, Ordering::Relaxed);
                         }
                     })
@@ -102,7 +55,5 @@ async fn main() {
             println!("{clients:5} clients at the {place}: {rate} writes/s");
         }
     }
-    for node in &nodes {
-        node.stop().await;
-    }
+    three.stop().await;
 }

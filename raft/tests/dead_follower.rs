@@ -2,30 +2,14 @@
 //! time and its connections can be measured.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+mod common;
+
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use muster_raft::{Cluster, Limits, Options, Role, Start, Timing};
-use muster_storage::Actor;
-
-fn options(dir: &Path, name: &str, start: Start) -> Options {
-    Options {
-        data_dir: dir.to_owned(),
-        node_name: name.into(),
-        advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        peer_port: 0,
-        api_port: 1,
-        boot_port: 2,
-        version: "test".into(),
-        start,
-        timing: Timing::default(),
-        limits: Limits::default(),
-        unsafe_no_sync: false,
-    }
-}
+use common::Three;
 
 /// Processor time of this process.
 fn busy() -> Duration {
@@ -42,37 +26,9 @@ fn busy() -> Duration {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_leader_does_not_chase_a_dead_follower() {
-    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-    let found = Start::Found {
-        admin_password_hash: "hash".into(),
-    };
-    let leader = Cluster::start(options(dirs[0].path(), "n0", found))
-        .await
-        .unwrap();
-    let token = leader
-        .join_token(Duration::from_secs(60), Actor("test".into()))
-        .await
-        .unwrap();
-    let mut others = Vec::new();
-    for (i, dir) in dirs.iter().enumerate().skip(1) {
-        let start = Start::Join {
-            peers: vec![format!("127.0.0.1:{}", leader.peer_port())],
-            token: token.clone(),
-        };
-        let name = format!("n{i}");
-        others.push(
-            Cluster::start(options(dir.path(), &name, start))
-                .await
-                .unwrap(),
-        );
-    }
-    let all_vote = || {
-        let nodes = leader.status().nodes;
-        nodes.iter().filter(|node| node.role == Role::Voter).count() == 3
-    };
-    while !all_vote() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let mut three = Three::start().await;
+    let leader = three.nodes.remove(three.leader());
+    let mut others = three.nodes;
     let dead = others.pop().unwrap();
     let port = dead.peer_port();
     dead.stop().await;

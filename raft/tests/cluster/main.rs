@@ -1,0 +1,12 @@
+//! Clusters of one and of three, seen from outside.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod artifacts;
+mod directory;
+mod membership;
+mod replication;
+mod solo;
+mod stopping;
