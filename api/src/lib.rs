@@ -17,7 +17,6 @@ pub mod view;
 pub use problem::Problem;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use muster_raft::Cluster;
@@ -33,7 +32,6 @@ pub struct App {
     metrics: Box<dyn Fn() -> String + Send + Sync>,
     /// Cancelled when the server stops: ends streams that would never end by themselves.
     pub(crate) stopping: CancellationToken,
-    draining: AtomicBool,
     /// Whether the last read that was to be confirmed found no leader.
     pub(crate) cut_off: AtomicBool,
 }
@@ -54,19 +52,8 @@ impl App {
             verified: auth::Verified::default(),
             metrics: Box::new(metrics),
             stopping,
-            draining: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
         })
-    }
-
-    /// Makes `/readyz` turn load balancers away, before the node stops.
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the node is about to stop.
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
     }
 
     /// Why an order was not carried out. Without a quorum that is for want of one, whatever the

@@ -122,16 +122,3 @@ async fn a_token_ends_with_its_user() {
     api.delete("/api/v1/users/eve").await.expect(204);
     assert_eq!(status(&api, Some(&bearer)).await, 401);
 }
-
-#[tokio::test]
-async fn a_node_alone_is_drained_at_once() {
-    let api = Api::new().await;
-    let drain = "/api/v1/cluster/drain";
-    api.post(drain, &json!({"node": "nobody"}))
-        .await
-        .problem(404);
-    api.get("/readyz").await.expect(200);
-    let own = api.cluster.node_name().to_owned();
-    api.post(drain, &json!({"node": own})).await.expect(204);
-    api.get("/readyz").await.problem(503);
-}

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muster_api::server::{self, Serving, SocketFile};
-use muster_api::{App, Shared, auth, rest};
+use muster_api::{App, auth, rest};
 use muster_raft::{Cluster, Limits, Options, Start, Timing, belongs_to_cluster};
 use nix::ifaddrs::getifaddrs;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,9 +22,6 @@ use crate::telemetry;
 
 /// How long a node takes to stop at most: then it just ends.
 const DRAIN: Duration = Duration::from_secs(10);
-
-/// How long handing over leadership may take of that.
-const HAND_OVER: Duration = Duration::from_secs(3);
 
 /// How long transfers that run may take of that.
 const WIND_DOWN: Duration = Duration::from_secs(5);
@@ -121,8 +118,7 @@ async fn run(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
 
     let stopping = CancellationToken::new();
     let app = App::new(cluster.clone(), move || metrics.render(), stopping.clone());
-    api.serving
-        .set(rest::router(app.clone()), cluster.api_tls());
+    api.serving.set(rest::router(app), cluster.api_tls());
     let mut services = services::start(&cluster, options, &settings, &stopping)?;
     notify("READY=1");
     tracing::info!(
@@ -137,7 +133,7 @@ async fn run(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
         failure = services.failure() => Some(failure),
     };
     notify("STOPPING=1");
-    let drained = drain(&cluster, &app, &stopping, services, api);
+    let drained = drain(&cluster, &stopping, services, api);
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!("the node did not drain in time");
     }
@@ -150,20 +146,12 @@ async fn run(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
 /// Hands over what others can do, lets end what has begun, and leaves.
 async fn drain(
     cluster: &Cluster,
-    app: &Shared,
     stopping: &CancellationToken,
     services: services::Services,
     api: Api,
 ) {
     tracing::info!("draining");
-    app.drain();
-    if cluster.leader() == Some(cluster.node_id()) {
-        match tokio::time::timeout(HAND_OVER, cluster.transfer(None)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::info!(%error, "leadership is not handed over"),
-            Err(_) => tracing::warn!("nobody took the leadership over in time"),
-        }
-    }
+    cluster.prepare_to_stop().await;
     stopping.cancel();
     let wound_down = async {
         tokio::join!(services.finish(), api.finish());
@@ -171,7 +159,7 @@ async fn drain(
     if tokio::time::timeout(WIND_DOWN, wound_down).await.is_err() {
         tracing::warn!("some transfers did not end in time");
     }
-    cluster.drain_and_stop().await;
+    cluster.stop().await;
     tracing::info!("stopped");
 }
 

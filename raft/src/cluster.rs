@@ -34,7 +34,7 @@ use crate::tls::{self, Sealer, Token};
 use crate::types::Raft;
 use crate::view::View;
 use crate::wire::proto::manage_request::Order;
-use crate::{Error, manage, pulse, reads};
+use crate::{Error, drain, manage, pulse, reads};
 
 /// A node's membership in its cluster: read, propose, follow, and know the others.
 ///
@@ -71,6 +71,8 @@ pub struct Inner {
     /// Wakes the keeper of the membership.
     pub tend: Notify,
     pub caught_up: AtomicBool,
+    /// This node is about to stop.
+    pub draining: AtomicBool,
     /// Why this node does not belong to the cluster any more.
     pub out: OnceLock<String>,
     pub stop: CancellationToken,
@@ -475,18 +477,26 @@ impl Cluster {
         .ok_or_else(|| Error::NoSuchNode(node.to_owned()))
     }
 
-    /// Hands leadership over if this node has it, and stops.
-    pub async fn drain_and_stop(&self) {
-        if self.is_leader() && self.inner.view.borrow().voters.len() > 1 {
-            match manage::transfer(&self.inner, None).await {
-                Ok(()) => tracing::info!("handed leadership over"),
-                Err(error) => tracing::warn!(%error, "cannot hand leadership over"),
-            }
-        }
-        self.stop().await;
+    /// Makes a node, this one or another, ready to be stopped: it hands leadership over if it has
+    /// it, and is draining from then on, until it is started again.
+    ///
+    /// # Errors
+    /// When the node is no member or not live, or the others would be no majority without it.
+    pub async fn drain(&self, node: NodeId) -> Result<(), Error> {
+        drain::order(&self.inner, node).await
     }
 
-    /// Stops without handing over.
+    /// Makes this node ready to be stopped, as far as that is possible.
+    pub async fn prepare_to_stop(&self) {
+        drain::prepare_to_stop(&self.inner).await;
+    }
+
+    /// Whether this node is about to stop, and wants no new work.
+    pub fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::Acquire)
+    }
+
+    /// Stops. Does not hand leadership over: see [`Cluster::prepare_to_stop`].
     pub async fn stop(&self) {
         // Goes on also when whoever waits for it loses patience.
         let cluster = self.clone();

@@ -7,6 +7,7 @@ mod board;
 mod clock;
 mod cluster;
 mod desk;
+mod drain;
 mod error;
 mod follow;
 mod identity;

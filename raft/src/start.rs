@@ -468,6 +468,7 @@ async fn assemble(parts: Parts, outside: Option<(&Files, TcpListener)>) -> Resul
         gossip_in: broadcast::Sender::new(GOSSIP_BACKLOG),
         tend: Notify::new(),
         caught_up: AtomicBool::new(false),
+        draining: AtomicBool::new(false),
         out: std::sync::OnceLock::new(),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),

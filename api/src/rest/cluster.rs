@@ -7,7 +7,6 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use muster_raft::{NodeStatus, Role};
 use muster_storage::Command;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,7 +15,7 @@ use super::extract::{Json, On};
 use super::write::write;
 use super::{DONE, nodes};
 use crate::problem::Problem;
-use crate::{App, Shared, input};
+use crate::{Shared, input};
 
 /// Longest life of a join token, in seconds: a year.
 const TTL_SECS_MAX: u64 = 365 * 24 * 3600;
@@ -102,39 +101,20 @@ async fn transfer(
     Ok(DONE)
 }
 
-/// Makes a node ready to be stopped: it is ready no more, and leads no more.
+/// Makes a node ready to be stopped, this one if none is named: it is ready no more, and leads no
+/// more.
 async fn drain(
     State(app): State<Shared>,
-    On(_): On,
+    On(actor): On,
     Json(body): Json,
 ) -> Result<StatusCode, Problem> {
     let Which { node } = input::parse(body)?;
-    if let Some(key) = node {
-        let node = app.cluster.find(&key)?;
-        if node != app.cluster.node_id() {
-            let own = app.cluster.node_name();
-            let detail =
-                format!("this is `{own}`; call `{key}` itself: muster --endpoint https://…");
-            return Err(Problem::new("conflict", detail));
-        }
-    }
-    hand_over(&app).await?;
-    app.drain();
+    let node = match node {
+        Some(key) => app.cluster.find(&key)?,
+        None => app.cluster.node_id(),
+    };
+    tracing::info!(%node, actor = actor.0, "draining a node");
+    let drained = app.cluster.drain(node).await;
+    drained.map_err(|error| app.refusal(error))?;
     Ok(DONE)
-}
-
-/// Takes leadership from this node if another can have it. Where no other voter lives, nobody is
-/// left who could lead in its place, and the node is as ready to be stopped as it will ever be.
-async fn hand_over(app: &App) -> Result<(), Problem> {
-    let own = app.cluster.node_id();
-    if app.cluster.leader() != Some(own) {
-        return Ok(());
-    }
-    let status = app.cluster.status();
-    let can_lead = |node: &NodeStatus| node.id != own && node.live && node.role == Role::Voter;
-    if !status.nodes.iter().any(can_lead) {
-        return Ok(());
-    }
-    let handed_over = app.cluster.transfer(None).await;
-    handed_over.map_err(|error| app.refusal(error))
 }

@@ -23,7 +23,7 @@ pub async fn healthz(State(app): State<Shared>) -> Response {
 
 /// The node serves and has a quorum behind it.
 pub async fn readyz(State(app): State<Shared>) -> Result<Response, Problem> {
-    if app.is_draining() {
+    if app.cluster.is_draining() {
         Err(Problem::new("not_ready", "this node is about to stop"))
     } else if let Some(fault) = app.cluster.fault() {
         Err(Problem::new(

@@ -21,7 +21,7 @@ const ROUTES: &[(&str, &str, &str)] = &[
     (
         "post",
         "/cluster/drain",
-        "Make this node ready to be stopped: {node}",
+        "Make a node ready to be stopped: {node}, or this one",
     ),
     ("get", "/nodes", "All nodes"),
     ("get", "/nodes/{key}", "A node by name or id"),

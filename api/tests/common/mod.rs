@@ -56,7 +56,10 @@ impl Answer {
 
 impl Api {
     pub async fn new() -> Self {
-        let cluster = Cluster::solo().await;
+        Self::on(Cluster::solo().await)
+    }
+
+    pub fn on(cluster: Cluster) -> Self {
         let stop = CancellationToken::new();
         let app = App::new(cluster.clone(), || "# metrics\n".to_owned(), stop.clone());
         let router = muster_api::rest::router(app);

@@ -17,7 +17,7 @@ use crate::cluster::Inner;
 use crate::store::Receiver;
 use crate::types::{RaftSnapshot, Vote};
 use crate::wire::{proto, required_vote};
-use crate::{artifacts, desk, join, manage, pulse};
+use crate::{artifacts, desk, drain, join, manage, pulse};
 
 type Reply<T> = Result<Response<T>, Status>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -324,6 +324,11 @@ impl proto::peer_server::Peer for Service {
     async fn manage(&self, request: Request<proto::ManageRequest>) -> Reply<proto::ManageReply> {
         let (_, request) = self.guard(request)?;
         Ok(Response::new(manage::serve(&self.inner, request).await))
+    }
+
+    async fn drain(&self, request: Request<proto::DrainRequest>) -> Reply<proto::DrainReply> {
+        self.guard(request)?;
+        Ok(Response::new(drain::serve(&self.inner).await))
     }
 
     type PulseStream = Replies<proto::Beat>;

@@ -6,6 +6,7 @@ mod common;
 
 mod artifacts;
 mod directory;
+mod drain;
 mod membership;
 mod replication;
 mod solo;

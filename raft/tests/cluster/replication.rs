@@ -60,9 +60,7 @@ async fn three_nodes_replicate_lose_their_leader_and_restart() {
         .await;
     }
     three.agree().await;
-    for node in &three.nodes {
-        node.drain_and_stop().await;
-    }
+    three.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,7 +37,7 @@ async fn solo_proposes_reads_and_follows() {
         Some(Revision::new(outcome.revision.log_index(), 0))
     );
     until("it has caught up", || cluster.caught_up_once()).await;
-    cluster.drain_and_stop().await;
+    cluster.stop().await;
     assert!(matches!(
         cluster.propose(put("b")).await,
         Err(Error::Stopped(_))

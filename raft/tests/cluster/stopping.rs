@@ -11,13 +11,11 @@ async fn leadership_is_handed_over_before_a_stop() {
     let three = Three::start().await;
     let leader = three.leader();
     let other = &three.nodes[(leader + 1) % 3];
-    let started = std::time::Instant::now();
-    three.nodes[leader].drain_and_stop().await;
-    write(other, "after-drain").await;
-    println!(
-        "a write went through {:?} after the drain began",
-        started.elapsed()
-    );
+    let stopping = &three.nodes[leader];
+    stopping.prepare_to_stop().await;
+    assert!(stopping.is_draining() && !stopping.is_leader());
+    stopping.stop().await;
+    write(other, "after-stop").await;
     three.stop().await;
 }
 
@@ -27,7 +25,7 @@ async fn a_stop_that_nobody_waits_for_ends_all_the_same() {
     let options = options(dir.path(), "n0", found());
     let node = Cluster::start(options.clone()).await.unwrap();
     write(&node, "a").await;
-    let _ = tokio::time::timeout(Duration::ZERO, node.drain_and_stop()).await;
+    let _ = tokio::time::timeout(Duration::ZERO, node.stop()).await;
     // Waits for the same stop; the directory is free afterwards.
     node.stop().await;
     let again = Cluster::start(options).await.unwrap();
