@@ -1,0 +1,102 @@
+//! Making log entries at the leader: what waits there goes into one, stamped with its time.
+
+use std::sync::Arc;
+
+use muster_storage::{Command, Entry};
+use openraft::errors::{ClientWriteError, RaftError};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+
+use super::batch::{BATCH_BYTES, Batches, Limits};
+use super::ticket::{Ticket, Why, encode, settle};
+use crate::clock;
+use crate::cluster::Inner;
+use crate::types::EntryBytes;
+
+/// Log entries on their way.
+const ENTRIES_IN_FLIGHT: usize = 8;
+/// Commands in one log entry, those inside of bundles counted.
+const ENTRY_COMMANDS_MAX: usize = 1024;
+
+/// Makes entries of what waits.
+pub async fn run(inner: Arc<Inner>, queue: mpsc::Receiver<Ticket>) {
+    let in_flight = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT));
+    let mut batches = Batches::new(
+        queue,
+        Limits {
+            proposals: Entry::PROPOSALS_MAX,
+            commands: ENTRY_COMMANDS_MAX,
+            bytes: BATCH_BYTES,
+        },
+    );
+    loop {
+        let Ok(permit) = Arc::clone(&in_flight).acquire_owned().await else {
+            return;
+        };
+        let Some(tickets) = batches.next().await else {
+            return;
+        };
+        let writer = Arc::clone(&inner);
+        inner.spawn(async move {
+            write(&writer, tickets).await;
+            drop(permit);
+        });
+    }
+}
+
+fn expires(command: &Command) -> bool {
+    match command {
+        Command::Expire => true,
+        Command::Many(commands) => commands.iter().any(expires),
+        _ => false,
+    }
+}
+
+async fn write(inner: &Arc<Inner>, tickets: Vec<Ticket>) {
+    let stamp = clock::stamp_now(inner).await;
+    let (refused, mut tickets): (Vec<_>, Vec<_>) = tickets
+        .into_iter()
+        .partition(|ticket| stamp.suspicious && expires(&ticket.proposal.command));
+    for ticket in refused {
+        ticket.give_back(Why::ClockInDoubt);
+    }
+    if tickets.is_empty() {
+        return;
+    }
+    metrics::histogram!("muster_raft_entry_proposals").record(tickets.len() as f64);
+    let bytes = match encode(stamp.at, &mut tickets) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            tracing::error!(%error, "cannot encode a log entry");
+            return settle(tickets, Vec::new());
+        }
+    };
+    let start = Instant::now();
+    let why = match inner.raft.client_write(EntryBytes(bytes)).await {
+        Ok(response) => {
+            metrics::histogram!("muster_raft_commit_seconds").record(start.elapsed());
+            return settle(tickets, response.data.0.into_iter().map(Ok).collect());
+        }
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Why::NotLeader,
+        Err(error) => {
+            tracing::warn!(%error, "proposals without a known outcome");
+            Why::Unknown
+        }
+    };
+    let results = tickets.iter().map(|_| Err(why)).collect();
+    settle(tickets, results);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expiry_is_found_in_a_bundle() {
+        assert!(expires(&Command::Many(vec![
+            Command::RevokeJoinTokens,
+            Command::Expire
+        ])));
+        assert!(!expires(&Command::RevokeJoinTokens));
+    }
+}
