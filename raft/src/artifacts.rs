@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::{Semaphore, watch};
 
 use crate::Error;
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use crate::peer::CHUNK_BYTES;
 use crate::wire::proto;
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use muster_storage::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use crate::manage;
 
 /// A clock further ahead than this is not believed, in milliseconds.

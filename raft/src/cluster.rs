@@ -1,11 +1,9 @@
 //! The one handle on the cluster.
 
-use std::future::Future;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -15,26 +13,16 @@ use muster_storage::model::{JoinToken, Member, Sha256};
 use muster_storage::{
     Actor, Command, NodeId, Outcome, Proposal, RequestId, Revision, State, Timestamp,
 };
-use openraft::ReadPolicy;
-use tokio::sync::{Notify, broadcast, mpsc, watch};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
-use crate::artifacts::{self, Pulls};
-use crate::board::Board;
-use crate::desk::{self, Desk};
 use crate::follow::Follow;
-pub use crate::options::{Limits, Options, Start, Timing};
-use crate::peer::Links;
-use crate::start::Open;
-use crate::status::{NodeStatus, Peer, Role, Status};
-use crate::store::{Memory, Progress};
-use crate::tls::{self, Sealer, Token};
-use crate::types::Raft;
-use crate::view::View;
+use crate::inner::Inner;
+use crate::options::Options;
+use crate::status::{self, Peer, Status};
+use crate::tls::{self, Token};
 use crate::wire::proto::manage_request::Order;
-use crate::{Error, drain, manage, pulse, reads};
+use crate::{Error, artifacts, desk, drain, manage, pulse, reads};
 
 /// A node's membership in its cluster: read, propose, follow, and know the others.
 ///
@@ -44,184 +32,11 @@ pub struct Cluster {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// What all parts of a node share.
-pub struct Inner {
-    pub id: NodeId,
-    pub cluster_id: Uuid,
-    pub options: Options,
-    pub ca_pem: String,
-    /// Absent in memory.
-    pub sealer: Option<Sealer>,
-    pub api_tls: Arc<rustls::ServerConfig>,
-    pub raft: Raft,
-    pub engine: Open,
-    /// The stop, once it has begun: everyone who asks for it waits for the same one.
-    pub stopped: tokio::sync::OnceCell<()>,
-    pub memory: Arc<Memory>,
-    pub progress: watch::Receiver<Progress>,
-    pub view: watch::Receiver<View>,
-    pub links: Arc<Links>,
-    pub board: Board,
-    pub desk: Desk,
-    pub reads: mpsc::Sender<reads::Waiter>,
-    pub blobs: Blobs,
-    pub pulls: Pulls,
-    pub gossip_out: broadcast::Sender<Bytes>,
-    pub gossip_in: broadcast::Sender<(NodeId, Bytes)>,
-    /// Wakes the keeper of the membership.
-    pub tend: Notify,
-    pub caught_up: AtomicBool,
-    /// This node is about to stop.
-    pub draining: AtomicBool,
-    /// Why this node does not belong to the cluster any more.
-    pub out: OnceLock<String>,
-    pub stop: CancellationToken,
-    pub tasks: TaskTracker,
-    /// Goes with a node in memory.
-    pub _scratch: Option<tempfile::TempDir>,
-}
-
-impl Inner {
-    /// Runs a task until the node stops.
-    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = task => {}
-            }
-        });
-    }
-
-    /// Refuses when this node does not take part any more.
-    pub fn check_running(&self) -> Result<(), Error> {
-        match self.fault() {
-            Some(fault) => Err(Error::Stopped(fault)),
-            None => Ok(()),
-        }
-    }
-
-    /// Why this node has stopped taking part.
-    pub fn fault(&self) -> Option<String> {
-        let out = || self.out.get().cloned();
-        self.view.borrow().fault.clone().or_else(out)
-    }
-
-    /// The cluster told this node that it does not belong any more.
-    pub fn cast_out(&self, why: String) {
-        // Told once already.
-        let _ = self.out.set(why);
-    }
-
-    /// Whether this node leads, and else who does, as far as can be known: a node that the leader
-    /// does not reach yet hears of it from its peers.
-    pub fn leadership(&self) -> (bool, Option<u64>) {
-        let view = self.view.borrow();
-        if view.leading {
-            return (true, None);
-        }
-        let followed = view
-            .leader
-            .filter(|leader| *leader != self.id.0 && !self.board.is_dead(*leader));
-        let claims = || {
-            let live = self.board.live().borrow().clone();
-            live.into_iter().find(|peer| {
-                self.board
-                    .contact(*peer)
-                    .is_some_and(|contact| contact.status.quorum)
-            })
-        };
-        (false, followed.or_else(claims))
-    }
-
-    /// As leader: the index through which a read must have been applied.
-    pub async fn own_read_index(&self) -> Option<u64> {
-        let linearizer = self
-            .raft
-            .get_read_linearizer(ReadPolicy::ReadIndex)
-            .await
-            .ok()?;
-        Some(linearizer.read_log_id().index())
-    }
-
-    /// Waits until an entry is applied here; false when the node stops.
-    pub async fn wait_applied(&self, index: u64) -> bool {
-        let mut progress = self.progress.clone();
-        let reached = progress.wait_for(|progress| progress.applied >= index);
-        reached.await.is_ok()
-    }
-
-    /// Present members by the state, with those that only Raft knows yet.
-    pub fn members(&self) -> Vec<NodeId> {
-        let mut members: Vec<NodeId> = self
-            .memory
-            .read(|state| state.members().map(|member| member.id).collect());
-        if members.is_empty() {
-            members.extend(self.view.borrow().nodes.keys().map(|id| NodeId(*id)));
-        }
-        members
-    }
-
-    /// This node's record as it should be.
-    pub fn as_member(&self, key_hash: Sha256) -> Member {
-        Member {
-            id: self.id,
-            name: self.options.node_name.clone(),
-            address: self.options.advertise,
-            peer_port: self.options.peer_port,
-            api_port: self.options.api_port,
-            boot_port: self.options.boot_port,
-            version: self.options.version.clone(),
-            max_schema: muster_storage::schema::CURRENT,
-            key_hash,
-            identifiers: Vec::new(),
-        }
-    }
-
-    pub fn has_quorum(&self) -> bool {
-        if self.fault().is_some() {
-            return false;
-        }
-        let view = self.view.borrow();
-        if view.leading {
-            return view.leads_quorum(self.id.0);
-        }
-        drop(view);
-        let (_, leader) = self.leadership();
-        leader
-            .and_then(|leader| self.board.contact(leader))
-            .is_some_and(|contact| contact.live() && contact.status.quorum)
-    }
-}
-
-/// For snapshots that are being made, when the node stops.
-const JOBS: Duration = Duration::from_secs(10);
-
 fn now() -> Timestamp {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
-
-async fn shut_down(inner: &Inner) {
-    inner.stop.cancel();
-    if let Err(error) = inner.raft.shutdown().await {
-        tracing::warn!(%error, "raft did not end well");
-    }
-    inner.tasks.close();
-    let ended = tokio::time::timeout(Duration::from_secs(5), inner.tasks.wait()).await;
-    if ended.is_err() {
-        tracing::warn!("some tasks did not end");
-    }
-    // Snapshots have stores of their own open, and must not be at work when the process ends.
-    let jobs = inner.memory.jobs();
-    jobs.close();
-    if tokio::time::timeout(JOBS, jobs.wait()).await.is_err() {
-        tracing::warn!("a snapshot did not end");
-    }
-    // Handles to this node may live on; its disk is free for another start.
-    inner.engine.0.close();
 }
 
 impl Cluster {
@@ -233,22 +48,6 @@ impl Cluster {
     /// When the token is refused, the directory cannot be used, or the port is taken.
     pub async fn start(options: Options) -> Result<Self, Error> {
         crate::start::start(options).await
-    }
-
-    /// A cluster of one in memory, without a network, for tests.
-    ///
-    /// # Panics
-    /// When it cannot be made, which in a test is a failure.
-    pub async fn solo() -> Self {
-        crate::start::solo(None).await
-    }
-
-    /// Like [`Cluster::solo`], with the bytes of artifacts kept in `dir`.
-    ///
-    /// # Panics
-    /// When it cannot be made, which in a test is a failure.
-    pub async fn solo_in(dir: &Path) -> Self {
-        crate::start::solo(Some(dir.to_owned())).await
     }
 
     /// Reads this node's state as it is. `f` must be short: entries wait for it.
@@ -301,10 +100,7 @@ impl Cluster {
 
     /// The leader, as far as this node knows.
     pub fn leader(&self) -> Option<NodeId> {
-        match self.inner.leadership() {
-            (true, _) => Some(self.inner.id),
-            (false, leader) => leader.map(NodeId),
-        }
+        self.inner.leader()
     }
 
     /// Whether this node leads.
@@ -329,60 +125,7 @@ impl Cluster {
 
     /// The state of the cluster as this node sees it.
     pub fn status(&self) -> Status {
-        let inner = &self.inner;
-        let view = inner.view.borrow().clone();
-        let progress = *inner.progress.borrow();
-        let members: Vec<Member> = self.read(|state| state.members().cloned().collect());
-        let contacts = members
-            .iter()
-            .map(|member| inner.board.contact(member.id.0));
-        let contacts: Vec<_> = contacts.collect();
-        let furthest = contacts
-            .iter()
-            .flatten()
-            .map(|contact| contact.status.applied)
-            .fold(progress.applied.max(view.committed), u64::max);
-        let nodes = members.into_iter().zip(contacts).map(|(member, contact)| {
-            let own = member.id == inner.id;
-            let said = contact.as_ref().map(|contact| &contact.status);
-            let applied = if own {
-                Some(progress.applied)
-            } else {
-                said.map(|said| said.applied)
-            };
-            let revision = if own {
-                Some(progress.revision)
-            } else {
-                said.map(|said| Revision(said.revision))
-            };
-            NodeStatus {
-                id: member.id,
-                role: match view.voters.contains(&member.id.0) {
-                    true => Role::Voter,
-                    false => Role::Learner,
-                },
-                revision,
-                lag: applied.map(|applied| furthest.saturating_sub(applied)),
-                last_contact_ms: if own {
-                    Some(0)
-                } else {
-                    contact
-                        .as_ref()
-                        .map(|c| u64::try_from(c.at.elapsed().as_millis()).unwrap_or(u64::MAX))
-                },
-                live: own || contact.as_ref().is_some_and(|contact| contact.live()),
-                name: member.name,
-                address: member.address,
-                version: member.version,
-            }
-        });
-        Status {
-            cluster_id: inner.cluster_id,
-            leader: self.leader(),
-            revision: progress.revision,
-            quorum: self.has_quorum(),
-            nodes: nodes.collect(),
-        }
+        status::of(&self.inner)
     }
 
     /// All members with what is needed to reach them; this node is flagged.
@@ -504,7 +247,7 @@ impl Cluster {
             cluster
                 .inner
                 .stopped
-                .get_or_init(|| shut_down(&cluster.inner))
+                .get_or_init(|| cluster.inner.shut_down())
                 .await;
         });
         if let Err(error) = stopping.await {

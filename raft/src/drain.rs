@@ -11,7 +11,7 @@ use std::time::Duration;
 use muster_storage::NodeId;
 use tonic::{Code, Status};
 
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use crate::wire::proto;
 use crate::{Error, manage};
 

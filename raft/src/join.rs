@@ -8,8 +8,9 @@ use muster_storage::{Actor, Command, Effect, NodeId, Proposal, Rejection, Reques
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::cluster::{Inner, Options};
 use crate::identity::{Files, Identity};
+use crate::inner::Inner;
+use crate::options::Options;
 use crate::peer::join_channel;
 use crate::tls::{self, Authority, Names, NodeKey, Request, Sealer, Token};
 use crate::wire::proto;

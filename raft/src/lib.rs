@@ -11,6 +11,7 @@ mod drain;
 mod error;
 mod follow;
 mod identity;
+mod inner;
 mod join;
 mod manage;
 mod options;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::Error;
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use crate::types::Address;
 use crate::view::View;
 use crate::wire::proto;

@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use crate::peer::REMOVED;
 use crate::wire::proto;
 use crate::wire::proto::beat::Beat as Kind;

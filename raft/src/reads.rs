@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::Error;
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use crate::wire::proto;
 
 /// Reads that may wait on a node.

@@ -2,9 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use muster_storage::model::Member;
 use muster_storage::{NodeId, Revision};
 use serde::Serialize;
 use uuid::Uuid;
+
+use crate::inner::Inner;
 
 /// The cluster as one node sees it.
 #[derive(Clone, Debug, Serialize)]
@@ -75,4 +78,63 @@ pub struct Peer {
     pub live: bool,
     /// Whether it is this node.
     pub own: bool,
+}
+
+/// The cluster as a node sees it.
+pub fn of(inner: &Inner) -> Status {
+    let view = inner.view.borrow().clone();
+    let progress = *inner.progress.borrow();
+    let members: Vec<Member> = inner
+        .memory
+        .read(|state| state.members().cloned().collect());
+    let contacts = members
+        .iter()
+        .map(|member| inner.board.contact(member.id.0));
+    let contacts: Vec<_> = contacts.collect();
+    let furthest = contacts
+        .iter()
+        .flatten()
+        .map(|contact| contact.status.applied)
+        .fold(progress.applied.max(view.committed), u64::max);
+    let nodes = members.into_iter().zip(contacts).map(|(member, contact)| {
+        let own = member.id == inner.id;
+        let said = contact.as_ref().map(|contact| &contact.status);
+        let applied = if own {
+            Some(progress.applied)
+        } else {
+            said.map(|said| said.applied)
+        };
+        let revision = if own {
+            Some(progress.revision)
+        } else {
+            said.map(|said| Revision(said.revision))
+        };
+        NodeStatus {
+            id: member.id,
+            role: match view.voters.contains(&member.id.0) {
+                true => Role::Voter,
+                false => Role::Learner,
+            },
+            revision,
+            lag: applied.map(|applied| furthest.saturating_sub(applied)),
+            last_contact_ms: if own {
+                Some(0)
+            } else {
+                contact
+                    .as_ref()
+                    .map(|c| u64::try_from(c.at.elapsed().as_millis()).unwrap_or(u64::MAX))
+            },
+            live: own || contact.as_ref().is_some_and(|contact| contact.live()),
+            name: member.name,
+            address: member.address,
+            version: member.version,
+        }
+    });
+    Status {
+        cluster_id: inner.cluster_id,
+        leader: inner.leader(),
+        revision: progress.revision,
+        quorum: inner.has_quorum(),
+        nodes: nodes.collect(),
+    }
 }

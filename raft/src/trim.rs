@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use crate::store::Size;
 
 const LOOK: Duration = Duration::from_secs(1);

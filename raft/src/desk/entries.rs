@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::batch::{BATCH_BYTES, Batches, Limits};
 use super::ticket::{Ticket, Why, encode, settle};
 use crate::clock;
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use crate::types::EntryBytes;
 
 /// Log entries on their way.

@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use super::DEADLINE;
 use super::batch::{BATCH_BYTES, Batches, Limits};
 use super::ticket::{PROPOSAL_BYTES_MAX, Ticket, Why, encode, octets, settle};
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use crate::wire::proto;
 
 /// Proposals in one message to the leader.

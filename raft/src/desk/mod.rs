@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use ticket::Ticket;
 
 /// Proposals that may wait on a node.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::DEADLINE;
 use super::ticket::{PROPOSAL_BYTES_MAX, Setback, Ticket, Why, octets};
 use crate::Error;
-use crate::cluster::Inner;
+use crate::inner::Inner;
 
 /// Between two looks for a leader.
 const RETRY: Duration = Duration::from_millis(25);

@@ -13,7 +13,7 @@ use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::header;
 use super::serve::Origin;
-use crate::cluster::Inner;
+use crate::inner::Inner;
 use crate::store::Receiver;
 use crate::types::{RaftSnapshot, Vote};
 use crate::wire::{proto, required_vote};

@@ -2,11 +2,14 @@
 
 use std::io;
 use std::ops::{Range, RangeInclusive};
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use muster_storage::engine::{Log, MemoryLog, MemoryRows};
+use muster_storage::{Actor, Command, Proposal, RequestId};
 
 use super::*;
+use crate::Error;
 
 /// A disk whose syncs fail from some moment on.
 #[derive(Default)]

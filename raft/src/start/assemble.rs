@@ -1,0 +1,239 @@
+//! Putting a node together of what was founded, joined or resumed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use muster_storage::NodeId;
+use muster_storage::blobs::Blobs;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::Open;
+use crate::artifacts::{self, Pulls};
+use crate::board::Board;
+use crate::cluster::Cluster;
+use crate::desk::{self, Desk};
+use crate::identity::{Files, Identity};
+use crate::inner::Inner;
+use crate::options::Options;
+use crate::peer::{self, Links, Network, Service, Target};
+use crate::store::{LogStore, Machine, Memory};
+use crate::tls::{self, Authority, CertificateHolder, Names, NodeKey, Sealer};
+use crate::types::Raft;
+use crate::view::{self, View};
+use crate::{Error, manage, pulse, reads, trim};
+
+/// Gossip that a slow listener may fall behind by.
+const GOSSIP_BACKLOG: usize = 4096;
+
+/// What is needed to put a node together.
+pub struct Parts {
+    pub options: Options,
+    pub identity: Identity,
+    pub engine: Open,
+    pub snapshots: PathBuf,
+    pub blobs: Blobs,
+    pub key: NodeKey,
+    pub certificate_pem: String,
+    pub ca_pem: String,
+    pub sealer: Option<Sealer>,
+    /// Where peers listen, until the state says so.
+    pub bootstrap: Vec<(u64, String)>,
+    pub scratch: Option<tempfile::TempDir>,
+}
+
+/// Opens what the parts name and starts the workers; with a directory and a listener also what deals
+/// with peers.
+pub async fn assemble(
+    parts: Parts,
+    outside: Option<(&Files, TcpListener)>,
+) -> Result<Cluster, Error> {
+    let Parts {
+        options,
+        identity,
+        engine,
+        snapshots,
+        blobs,
+        key,
+        certificate_pem,
+        ca_pem,
+        sealer,
+        bootstrap,
+        scratch,
+    } = parts;
+    std::fs::create_dir_all(&snapshots)
+        .map_err(Error::io(format!("making {}", snapshots.display())))?;
+    let opening = || Error::io("reading stored data");
+    let (machine, log) = {
+        let no_sync = options.unsafe_no_sync;
+        let engine = engine.0.clone();
+        tokio::task::spawn_blocking(move || {
+            let machine = Machine::open(&engine, snapshots)?;
+            Ok((machine, LogStore::open(&engine, no_sync)?))
+        })
+        .await
+        .map_err(|error| Error::Stopped(error.to_string()))?
+        .map_err(opening())?
+    };
+    let memory = machine.memory();
+    let log_size = log.size();
+    check_cluster(&memory, &identity)?;
+    let certificate_pem =
+        renew(&memory, &options, &identity, &key, sealer.as_ref())?.unwrap_or(certificate_pem);
+    let holder = CertificateHolder::new(&certificate_pem, &key.pem(), &ca_pem)?;
+    if let Some((files, _)) = &outside {
+        files.set_node_certificate(&certificate_pem)?;
+    }
+
+    let (view_sender, view) = watch::channel(View::default());
+    let lookup = {
+        let (memory, view) = (Arc::clone(&memory), view.clone());
+        let bootstrap: BTreeMap<u64, String> = bootstrap.into_iter().collect();
+        move |peer: u64| {
+            let recorded = memory.read(|state| {
+                state.member(NodeId(peer)).map(|member| Target {
+                    address: manage::address(member).0,
+                    key_hash: Some(member.key_hash.0),
+                })
+            });
+            let by_address = |address: &String| Target {
+                address: address.clone(),
+                key_hash: None,
+            };
+            recorded
+                .or_else(|| view.borrow().nodes.get(&peer).map(by_address))
+                .or_else(|| bootstrap.get(&peer).map(by_address))
+        }
+    };
+    let client_tls = tls::peer_client(&holder, &ca_pem)?;
+    let links = Arc::new(Links::new(
+        identity.cluster_id,
+        identity.node_id,
+        client_tls,
+        lookup,
+    ));
+    let raft = Raft::new(
+        identity.node_id,
+        Arc::new(options.raft_config()?),
+        Network::new(Arc::clone(&links)),
+        log,
+        machine,
+    )
+    .await
+    .map_err(|error| Error::Corrupt(error.to_string()))?;
+    let (desk, queues) = Desk::new();
+    let (reads_sender, reads_queue) = mpsc::channel(reads::WAITING_MAX);
+    let inner = Arc::new(Inner {
+        id: NodeId(identity.node_id),
+        cluster_id: identity.cluster_id,
+        api_tls: Arc::new(tls::api_server(&holder)?),
+        ca_pem,
+        sealer,
+        raft,
+        engine,
+        stopped: tokio::sync::OnceCell::new(),
+        progress: memory.progress(),
+        memory,
+        view,
+        links,
+        board: Board::new(),
+        desk,
+        reads: reads_sender,
+        blobs,
+        pulls: Pulls::default(),
+        gossip_out: broadcast::Sender::new(GOSSIP_BACKLOG),
+        gossip_in: broadcast::Sender::new(GOSSIP_BACKLOG),
+        tend: Notify::new(),
+        caught_up: AtomicBool::new(false),
+        draining: AtomicBool::new(false),
+        out: std::sync::OnceLock::new(),
+        stop: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        _scratch: scratch,
+        options,
+    });
+    // Follows raft to its very end, so that a fault is seen also while the node stops.
+    inner
+        .tasks
+        .spawn(view::follow(inner.raft.clone(), view_sender));
+    desk::start(&inner, queues);
+    inner.spawn(reads::run(Arc::clone(&inner), reads_queue));
+    inner.spawn(catch_up(Arc::clone(&inner)));
+    inner.spawn(trim::run(Arc::clone(&inner), log_size));
+    if let Some((_, listener)) = outside {
+        let server_tls = Arc::new(tls::peer_server(&holder, &inner.ca_pem)?);
+        let service = Service::new(Arc::clone(&inner));
+        let stop = inner.stop.clone();
+        inner.spawn(peer::serve(listener, server_tls, service, stop));
+        inner.spawn(pulse::run(Arc::clone(&inner)));
+        inner.spawn(manage::run(Arc::clone(&inner)));
+        inner.spawn(manage::announce(Arc::clone(&inner)));
+        inner.spawn(artifacts::run(Arc::clone(&inner)));
+    }
+    Ok(Cluster { inner })
+}
+
+fn check_cluster(memory: &Memory, identity: &Identity) -> Result<(), Error> {
+    let stored = memory.read(|state| state.cluster().map(|cluster| cluster.id));
+    match stored {
+        Some(stored) if stored != identity.cluster_id => Err(Error::Corrupt(format!(
+            "node.json names cluster {}, the data is of cluster {stored}",
+            identity.cluster_id
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A fresh certificate for this node's present name and address; absent before it has the state.
+fn renew(
+    memory: &Memory,
+    options: &Options,
+    identity: &Identity,
+    key: &NodeKey,
+    sealer: Option<&Sealer>,
+) -> Result<Option<String>, Error> {
+    let Some(sealer) = sealer else {
+        return Ok(None);
+    };
+    let authority = memory.read(|state| {
+        state.cluster().map(|cluster| {
+            Authority::open(&cluster.ca_pem, &cluster.ca_key_sealed, sealer, cluster.id)
+        })
+    });
+    let Some(authority) = authority else {
+        return Ok(None);
+    };
+    authority?
+        .sign(
+            &names(identity.cluster_id, identity.node_id, options),
+            &key.0,
+        )
+        .map(Some)
+}
+
+/// What a node's certificate says of it.
+pub fn names(cluster: Uuid, node: u64, options: &Options) -> Names<'_> {
+    Names {
+        cluster,
+        node,
+        name: &options.node_name,
+        address: options.advertise,
+    }
+}
+
+/// Notes when this node has come as far as a leader's commit.
+async fn catch_up(inner: Arc<Inner>) {
+    while reads::barrier(&inner).await.is_err() {
+        if inner.check_running().is_err() {
+            return;
+        }
+    }
+    inner.memory.clock().caught_up();
+    inner.caught_up.store(true, Ordering::Release);
+    tracing::info!("caught up with the cluster");
+}

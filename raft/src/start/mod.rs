@@ -1,0 +1,144 @@
+//! Starting a node: found, join or resume, then put the parts together.
+
+mod assemble;
+mod found;
+#[cfg(any(test, feature = "test-support"))]
+mod solo;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use muster_storage::blobs::Blobs;
+use muster_storage::engine::Engine;
+use tokio::net::TcpListener;
+
+use crate::Error;
+use crate::cluster::Cluster;
+use crate::identity::{Files, Identity};
+use crate::join::{self, Admission};
+use crate::options::{Options, Start};
+use crate::store::claim;
+use crate::tls::NodeKey;
+use assemble::{Parts, assemble};
+use found::found;
+
+/// See [`Cluster::start`].
+pub async fn start(mut options: Options) -> Result<Cluster, Error> {
+    let files = Files::open(&options.data_dir)?;
+    let known = files.identity()?.filter(|identity| identity.complete);
+    if let Some(identity) = known {
+        let listener = listen(&mut options).await?;
+        return resume(options, &files, identity, Vec::new(), listener).await;
+    }
+    match options.start.clone() {
+        Start::Resume => Err(Error::NoCluster(options.data_dir)),
+        Start::Found {
+            admin_password_hash,
+        } => {
+            let listener = listen(&mut options).await?;
+            found(options, &files, admin_password_hash, listener).await
+        }
+        Start::Join { peers, token } => {
+            files.clear_unfinished()?;
+            let listener = listen(&mut options).await?;
+            let Admission { identity, members } =
+                join::join(&files, &options, &peers, &token).await?;
+            resume(options, &files, identity, members, listener).await
+        }
+    }
+}
+
+async fn listen(options: &mut Options) -> Result<TcpListener, Error> {
+    let any = match options.advertise {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let address = SocketAddr::new(any, options.peer_port);
+    let doing = || Error::io(format!("listening for peers on port {}", options.peer_port));
+    let listener = TcpListener::bind(address).await.map_err(doing())?;
+    options.peer_port = listener.local_addr().map_err(doing())?.port();
+    Ok(listener)
+}
+
+async fn resume(
+    options: Options,
+    files: &Files,
+    mut identity: Identity,
+    bootstrap: Vec<(u64, String)>,
+    listener: TcpListener,
+) -> Result<Cluster, Error> {
+    let dir = files.dir().to_owned();
+    let doing = || Error::io(format!("opening {}", dir.display()));
+    let open_dir = dir.clone();
+    let opened = tokio::task::spawn_blocking(move || open(&open_dir, &identity));
+    let engine = opened
+        .await
+        .map_err(|error| Error::Stopped(error.to_string()))??;
+    if identity.complete && !identity.has_log {
+        identity.has_log = true;
+        files.set_identity(&identity)?;
+    }
+    let key = files
+        .node_key()?
+        .ok_or_else(|| Error::BadIdentity {
+            file: dir.join("node.key").display().to_string(),
+            problem: "the file is missing".into(),
+        })
+        .and_then(|pem| NodeKey::from_pem(&pem))?;
+    let parts = Parts {
+        identity,
+        engine,
+        snapshots: dir.join("snapshots"),
+        blobs: Blobs::open(&dir).map_err(doing())?,
+        key,
+        certificate_pem: files.node_certificate()?,
+        ca_pem: files.ca_pem()?,
+        sealer: Some(files.sealer()?),
+        bootstrap,
+        scratch: None,
+        options,
+    };
+    assemble(parts, Some((files, listener))).await
+}
+
+/// Opens the stores. A node that once had a log is given no new one: it would have forgotten its
+/// votes and what it acknowledged.
+fn open(dir: &Path, identity: &Identity) -> Result<Open, Error> {
+    let known = identity.complete && identity.has_log;
+    let doing = || Error::io(format!("opening {}", dir.display()));
+    let log = dir.join("log");
+    let lost = |problem: String| {
+        Error::Corrupt(format!(
+            "{problem}; a node that forgot its votes and entries must not take part: remove this \
+             node from the cluster, empty {} and join anew",
+            dir.display()
+        ))
+    };
+    if known && !log.join("CURRENT").exists() {
+        return Err(lost(format!(
+            "{} had a log and has none now",
+            log.display()
+        )));
+    }
+    let engine = match known {
+        true => Engine::open_existing(dir),
+        false => Engine::open(dir),
+    };
+    let open = Open(engine.map_err(doing())?);
+    claim(&*open.0.log, &identity.mark(), known).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => lost(format!("{}: {error}", log.display())),
+        _ => doing()(error),
+    })?;
+    Ok(open)
+}
+
+/// Opened stores, closed when this goes: a store that is left to whichever thread drops it last is
+/// closed while the process is already being taken down.
+pub struct Open(pub Engine);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
