@@ -325,15 +325,28 @@ impl Port {
         Ok(None)
     }
 
+    /// The first reply of this kind to `message` within `window`, from now.
+    pub fn heard(
+        &self,
+        message: &Message,
+        kind: MessageType,
+        window: Duration,
+    ) -> Result<Option<Reply>> {
+        let deadline = Instant::now() + window;
+        while let Some(reply) = self.next(deadline)? {
+            if reply.message.xid() == message.xid() && reply.kind() == Some(kind) {
+                return Ok(Some(reply));
+            }
+        }
+        Ok(None)
+    }
+
     /// Sends a message as a ROM does, again and again, until a reply of this kind comes.
     pub fn insist(&self, message: &Message, kind: MessageType) -> Result<Reply> {
         for wait in RETRIES {
             self.send(message)?;
-            let deadline = Instant::now() + wait;
-            while let Some(reply) = self.next(deadline)? {
-                if reply.message.xid() == message.xid() && reply.kind() == Some(kind) {
-                    return Ok(reply);
-                }
+            if let Some(reply) = self.heard(message, kind, wait)? {
+                return Ok(reply);
             }
         }
         let asked = message.opts().msg_type();

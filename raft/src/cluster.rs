@@ -113,6 +113,12 @@ impl Cluster {
         self.inner.has_quorum()
     }
 
+    /// Waits through an election: true when there is a quorum, false when there has been none for
+    /// longer than an election takes.
+    pub async fn outlast_election(&self) -> bool {
+        desk::outlast_election(&self.inner).await
+    }
+
     /// Why this node has stopped taking part, if it has: a failed disk, for example.
     pub fn fault(&self) -> Option<String> {
         self.inner.fault()

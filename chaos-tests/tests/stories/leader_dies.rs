@@ -1,6 +1,6 @@
 //! The leader is killed in the middle of what it does for a client, and another finishes it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use dhcproto::v4::MessageType;
@@ -31,9 +31,6 @@ const LOADER: Transfer = Transfer {
     megabits: 1,
 };
 
-/// How long the cluster may be without an answer after a death.
-const GAP: Duration = Duration::from_millis(1500);
-
 #[test]
 fn between_offer_and_request() -> Result<()> {
     let cluster = Cluster::found(3)?;
@@ -56,13 +53,12 @@ fn between(cluster: &Cluster, port: &Port, family: u8) -> Result<()> {
 
     let request = client.select(&offer)?;
     let asked = Instant::now();
-    let ack = port.insist(&request, MessageType::Ack)?;
-    let took = asked.elapsed();
-    println!("ACK {took:?} after the death of its server");
-    ensure!(
-        took < RETRIES[0] + GAP,
-        "the ACK took {took:?}: more than a client's first timer and {GAP:?}"
-    );
+    port.send(&request)?;
+    // Whoever has heard it keeps it until there is a new leader: no copy is needed.
+    let ack = port
+        .heard(&request, MessageType::Ack, RETRIES[0])?
+        .context("the client has to send its REQUEST again")?;
+    println!("ACK {:?} after the death of its server", asked.elapsed());
     ensure!(
         ack.address() == offer.address(),
         "another address than offered"

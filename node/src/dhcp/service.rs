@@ -35,6 +35,10 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a node catches up before it stays silent (DESIGN invariant 4).
 const CONFIRM_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How long a packet is kept while the cluster elects a leader: clients send a copy after 4 s
+/// (RFC 2131 §4.1, PXE 2.1 §2.2.5), and that one starts anew.
+const PATIENCE: Duration = Duration::from_millis(3500);
+
 /// How much longer to wait for a peer that has proposed the write.
 const PROPOSED_GRACE: Duration = Duration::from_millis(400);
 
@@ -69,14 +73,19 @@ struct Standing {
     live: Vec<NodeId>,
 }
 
-/// What a look at the state said.
+/// What is to be done about a packet.
+struct Looked {
+    action: Action,
+    /// The address to answer from.
+    source: Ipv4Addr,
+    /// By what the client is known.
+    client: Option<ClientHash>,
+}
+
+/// What a first look at the state said.
 enum Verdict {
-    /// Do this; `source` is the address to answer from.
-    Now {
-        action: Action,
-        source: Ipv4Addr,
-        client: Option<ClientHash>,
-    },
+    /// Do this.
+    Now(Looked),
     /// Others come first.
     After(Duration),
     /// Options have to be rendered first.
@@ -142,23 +151,28 @@ impl Service {
         for (exchange, verdict) in exchanges.into_iter().zip(verdicts) {
             metrics::received(exchange.request.kind);
             match verdict {
-                Verdict::Now {
-                    action: Action::Reply(reply),
-                    source,
-                    client,
-                } => self.send(&exchange, &reply, source, client, &mut notices),
-                Verdict::Now {
-                    action: Action::Silent(reason),
-                    ..
-                } => silent(&exchange, reason),
-                Verdict::Now { action, source, .. } => {
-                    if matches!(action, Action::Propose(_)) {
-                        notices.push(Notice::Exchange(exchange.hash, Progress::Proposed));
+                Verdict::Now(looked) => match looked.action {
+                    Action::Reply(reply) => {
+                        self.send(
+                            &exchange,
+                            &reply,
+                            looked.source,
+                            looked.client,
+                            &mut notices,
+                        );
                     }
-                    self.wait(exchange.clone(), move |service| async move {
-                        service.finish(exchange, action, source).await;
-                    });
-                }
+                    Action::Silent(reason) if reason != Reason::NoQuorum => {
+                        silent(&exchange, reason);
+                    }
+                    _ => {
+                        if matches!(looked.action, Action::Propose(_)) {
+                            notices.push(Notice::Exchange(exchange.hash, Progress::Proposed));
+                        }
+                        self.wait(exchange.clone(), move |service| async move {
+                            service.finish(exchange, looked).await;
+                        });
+                    }
+                },
                 Verdict::After(delay) => {
                     self.wait(exchange.clone(), move |service| async move {
                         service.after_others(exchange, delay).await;
@@ -218,20 +232,13 @@ impl Service {
             let rendered = rendering::render(&self.cluster, &exchange.request).await;
             exchange.rendered = Arc::new(rendered);
         }
-        let (action, source, client) = self.look(&exchange, false);
-        if unheard && matches!(action, Action::Reply(_) | Action::Propose(_)) {
+        let looked = self.look(&exchange, false);
+        if unheard && matches!(looked.action, Action::Reply(_) | Action::Propose(_)) {
             // They would have answered too: the relay does not send to them.
             let relay = exchange.request.giaddr;
             self.recent().only_here(relay, Instant::now());
         }
-        match action {
-            Action::Reply(reply) => {
-                let mut notices = Vec::new();
-                self.send(&exchange, &reply, source, client, &mut notices);
-                self.tell(&notices);
-            }
-            action => self.finish(exchange, action, source).await,
-        }
+        self.finish(exchange, looked).await;
     }
 
     fn progress(&self, exchange: &Exchange) -> Option<Progress> {
@@ -244,35 +251,71 @@ impl Service {
     }
 
     /// Carries an action through to its reply.
-    async fn finish(self: Arc<Self>, exchange: Exchange, action: Action, source: Ipv4Addr) {
+    async fn finish(self: Arc<Self>, exchange: Exchange, mut looked: Looked) {
         let mut notices = Vec::new();
-        match action {
-            Action::Reply(reply) => self.send(&exchange, &reply, source, None, &mut notices),
-            Action::Silent(reason) => silent(&exchange, reason),
-            Action::Confirm => {
-                let catch_up = self.cluster.read_linear(|_| ());
-                match tokio::time::timeout(CONFIRM_TIMEOUT, catch_up).await {
-                    Ok(Ok(())) => {
-                        let (action, source, client) = self.look(&exchange, true);
-                        match action {
-                            Action::Propose(command) => {
-                                self.propose(&exchange, command, source, &mut notices).await;
-                            }
-                            Action::Reply(reply) => {
-                                self.send(&exchange, &reply, source, client, &mut notices);
-                            }
-                            Action::Silent(reason) => silent(&exchange, reason),
-                            Action::Confirm => silent(&exchange, Reason::NotCaughtUp),
-                        }
-                    }
-                    _ => silent(&exchange, Reason::NoQuorum),
+        let mut confirmed = false;
+        loop {
+            let caught_up = match looked.action {
+                Action::Reply(reply) => {
+                    self.send(
+                        &exchange,
+                        &reply,
+                        looked.source,
+                        looked.client,
+                        &mut notices,
+                    );
+                    break;
                 }
+                Action::Propose(command) => {
+                    self.propose(&exchange, command, looked.source, &mut notices)
+                        .await;
+                    break;
+                }
+                Action::Confirm if confirmed => return silent(&exchange, Reason::NotCaughtUp),
+                Action::Confirm => {
+                    confirmed = self.catch_up().await;
+                    confirmed
+                }
+                Action::Silent(Reason::NoQuorum) => false,
+                Action::Silent(reason) => return silent(&exchange, reason),
+            };
+            if !caught_up && let Err(reason) = self.outlast_election(&exchange).await {
+                return silent(&exchange, reason);
             }
-            Action::Propose(command) => {
-                self.propose(&exchange, command, source, &mut notices).await;
-            }
+            looked = self.look(&exchange, confirmed);
         }
         self.tell(&notices);
+    }
+
+    async fn catch_up(&self) -> bool {
+        let catch_up = self.cluster.read_linear(|_| ());
+        matches!(
+            tokio::time::timeout(CONFIRM_TIMEOUT, catch_up).await,
+            Ok(Ok(()))
+        )
+    }
+
+    /// Keeps a packet that came while there was no leader until there is one, and then until those
+    /// that come first have had their time; the reason why not, when that is in vain.
+    async fn outlast_election(&self, exchange: &Exchange) -> Result<(), Reason> {
+        let end = tokio::time::Instant::from_std(exchange.received + PATIENCE);
+        let elected = tokio::time::timeout_at(end, self.cluster.outlast_election()).await;
+        if elected != Ok(true) {
+            return Err(Reason::NoQuorum);
+        }
+        let standing = self.standing();
+        let rank = self
+            .cluster
+            .read(|state| self.rank(state, &standing, &exchange.request));
+        tokio::time::sleep(rank::delay(
+            rank.unwrap_or_default(),
+            exchange.request.relayed(),
+        ))
+        .await;
+        match self.progress(exchange) {
+            Some(Progress::Answered) => Err(Reason::Answered),
+            _ => Ok(()),
+        }
     }
 
     /// Commit before promise: what is not committed in time is not answered.
@@ -334,7 +377,7 @@ impl Service {
             }
             _ if rendering::needed(state, request) => Verdict::Render,
             // A node without a rank has no identifier here either: `decide` says so.
-            _ => self.verdict(state, standing, exchange, false),
+            _ => Verdict::Now(self.look_at(state, standing, exchange, false)),
         }
     }
 
@@ -382,33 +425,20 @@ impl Service {
         rank::rank(request.sender(), chosen(state, request), &nodes, self.node)
     }
 
-    fn look(&self, exchange: &Exchange, confirmed: bool) -> (Action, Ipv4Addr, Option<ClientHash>) {
+    fn look(&self, exchange: &Exchange, confirmed: bool) -> Looked {
         let standing = self.standing();
-        let verdict = self
-            .cluster
-            .read(|state| self.verdict(state, &standing, exchange, confirmed));
-        match verdict {
-            Verdict::Now {
-                action,
-                source,
-                client,
-            } => (action, source, client),
-            Verdict::After(_) | Verdict::Render => (
-                Action::Silent(Reason::Answered),
-                Ipv4Addr::UNSPECIFIED,
-                None,
-            ),
-        }
+        self.cluster
+            .read(|state| self.look_at(state, &standing, exchange, confirmed))
     }
 
-    fn verdict(
+    fn look_at(
         &self,
         state: &State,
         standing: &Standing,
         exchange: &Exchange,
         confirmed: bool,
-    ) -> Verdict {
-        self.view(state, standing, exchange, confirmed, |view| Verdict::Now {
+    ) -> Looked {
+        self.view(state, standing, exchange, confirmed, |view| Looked {
             action: decide(state, &exchange.request, view, standing.now),
             source: view.identifier.unwrap_or(Ipv4Addr::UNSPECIFIED),
             client: known_as(state, &exchange.request),

@@ -10,7 +10,7 @@ mod propose;
 mod ticket;
 
 pub use forward::serve;
-pub use propose::propose;
+pub use propose::{outlast_election, propose};
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -88,6 +88,20 @@ async fn answer(
     }
 }
 
+/// Waits until there is a quorum; false when there has been none for longer than an election takes.
+pub async fn outlast_election(inner: &Inner) -> bool {
+    let mut view = inner.view.clone();
+    loop {
+        if inner.has_quorum() {
+            return true;
+        }
+        if inner.desk.in_minority() || inner.check_running().is_err() {
+            return false;
+        }
+        let _ = tokio::time::timeout(RETRY, view.changed()).await;
+    }
+}
+
 /// Whether a command may be made twice without harm.
 fn repeatable(command: &Command) -> bool {
     matches!(
