@@ -32,8 +32,6 @@ pub struct App {
     metrics: Box<dyn Fn() -> String + Send + Sync>,
     /// Cancelled when the server stops: ends streams that would never end by themselves.
     pub(crate) stopping: CancellationToken,
-    /// Whether the last read that was to be confirmed found no leader.
-    pub(crate) cut_off: AtomicBool,
 }
 
 /// [`App`], shared by all requests.
@@ -52,7 +50,6 @@ impl App {
             verified: auth::Verified::default(),
             metrics: Box::new(metrics),
             stopping,
-            cut_off: AtomicBool::new(false),
         })
     }
 

@@ -1,6 +1,5 @@
 //! What every answer has in common.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
@@ -15,11 +14,8 @@ use crate::auth::CATCH_UP;
 use crate::problem::Problem;
 use crate::{App, Shared};
 
-/// How long a read waits for a leader, or for a revision to arrive here, when the client insists.
+/// How long a read waits for the leader's word, or for a revision to arrive here.
 const READ_WAIT: Duration = Duration::from_secs(5);
-
-/// How long it waits otherwise: longer than an election takes.
-const ELECTION_WAIT: Duration = Duration::from_secs(2);
 
 /// Name of this node.
 const NODE: &str = "muster-node";
@@ -125,11 +121,11 @@ pub async fn consistency(
         _ if !reads || about_cluster => false,
         Some(Consistency::Local) => false,
         Some(Consistency::Linear) => {
-            confirm(&app, READ_WAIT).await?;
+            confirm(&app).await?;
             true
         }
         // Better an answer that says it may be old than none.
-        None => confirm_soon(&app).await,
+        None => app.cluster.outlast_election().await && confirm(&app).await.is_ok(),
     };
     let without_quorum = !app.cluster.has_quorum();
     let mut response = next.run(request).await;
@@ -140,26 +136,15 @@ pub async fn consistency(
 }
 
 /// Waits until this node has every write that was answered before.
-async fn confirm(app: &App, wait: Duration) -> Result<(), Problem> {
+async fn confirm(app: &App) -> Result<(), Problem> {
     let read = app.cluster.read_linear(|_| ());
-    tokio::time::timeout(wait, read).await.map_err(|_| {
+    tokio::time::timeout(READ_WAIT, read).await.map_err(|_| {
         Problem::new(
             "unavailable",
             "the leader does not answer; add ?consistency=local to read what this node has",
         )
     })??;
     Ok(())
-}
-
-/// As [`confirm`], for as long as an election may take; once that was in vain, nobody waits until
-/// there is a quorum again. Whether the read is confirmed.
-async fn confirm_soon(app: &App) -> bool {
-    if app.cut_off.load(Ordering::Relaxed) && !app.cluster.has_quorum() {
-        return false;
-    }
-    let confirmed = confirm(app, ELECTION_WAIT).await.is_ok();
-    app.cut_off.store(!confirmed, Ordering::Relaxed);
-    confirmed
 }
 
 /// Says what the metrics mean.

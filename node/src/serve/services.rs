@@ -4,7 +4,8 @@ use muster_raft::Cluster;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Settings};
+use super::Error;
+use super::settings::Settings;
 use crate::config::ServeOptions;
 use crate::dhcp::{self, Interfaces};
 use crate::reconcile;
