@@ -23,6 +23,9 @@ const ANSWER_WAIT: Duration = Duration::from_secs(3);
 /// How long a node may take to answer what cannot be asked again: longer than it waits itself.
 const WRITE_WAIT: Duration = Duration::from_secs(15);
 
+/// Names a request, so that it is done once however often it is sent.
+const KEY: &str = "idempotency-key";
+
 /// By what a client is known.
 #[derive(Clone)]
 pub enum Credentials {
@@ -151,7 +154,26 @@ impl Call {
 
     /// Whether sending it twice does no more than sending it once.
     fn repeatable(&self) -> bool {
-        self.method != Method::POST
+        self.method != Method::POST || self.has_key()
+    }
+
+    fn has_key(&self) -> bool {
+        self.headers.iter().any(|(name, _)| *name == KEY)
+    }
+
+    /// Lets the nodes recognise it when it is sent again.
+    fn keyed(self) -> Self {
+        let reads = matches!(self.method, Method::GET | Method::HEAD);
+        match self.payload {
+            Payload::File(_) => self,
+            _ if reads || self.has_key() => self,
+            _ => self.header(KEY, uuid::Uuid::new_v4().to_string()),
+        }
+    }
+
+    fn without_key(mut self) -> Self {
+        self.headers.retain(|(name, _)| *name != KEY);
+        self
     }
 
     fn url(&self, base: &str) -> Result<Url, Error> {
@@ -230,6 +252,7 @@ impl Client {
     /// # Errors
     /// When it is refused, or no node took it in time.
     pub async fn send(&self, call: Call) -> Result<Response, Error> {
+        let mut call = call.keyed();
         let deadline = Instant::now() + self.timeout;
         loop {
             let mut failures = Vec::new();
@@ -240,6 +263,10 @@ impl Client {
                     Attempt::Answer(response) => {
                         self.preferred.store(index, Ordering::Relaxed);
                         return succeeded(response).await;
+                    }
+                    Attempt::Next(Error::Problem { code, .. }) if code == "keys_full" => {
+                        call = call.without_key();
+                        failures.push(Error::Setup("no node remembers keys now".to_owned()));
                     }
                     Attempt::Next(error) => failures.push(error),
                     Attempt::Final(error) => return Err(error),
@@ -277,7 +304,7 @@ impl Client {
             Err(error) => return Attempt::Final(error),
         };
         match request.send().await {
-            Ok(response) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
+            Ok(response) if may_be_tried_again(&response, call) => {
                 match succeeded(response).await {
                     Ok(response) => Attempt::Answer(response),
                     Err(error) => Attempt::Next(error),
@@ -348,6 +375,15 @@ impl Client {
                 request.header(header::CONTENT_LENGTH, length).body(body)
             }
         })
+    }
+}
+
+/// Whether another attempt may do better, and does not do it twice.
+fn may_be_tried_again(response: &Response, call: &Call) -> bool {
+    match response.status() {
+        StatusCode::SERVICE_UNAVAILABLE => true,
+        StatusCode::GATEWAY_TIMEOUT => call.has_key(),
+        _ => false,
     }
 }
 

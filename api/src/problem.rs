@@ -80,6 +80,21 @@ pub const CODES: &[(&str, StatusCode, &str)] = &[
         "It has changed in the meantime",
     ),
     (
+        "key_reused",
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "The idempotency key is another request's",
+    ),
+    (
+        "keys_full",
+        StatusCode::SERVICE_UNAVAILABLE,
+        "No more idempotency keys can be remembered",
+    ),
+    (
+        "forgotten",
+        StatusCode::GATEWAY_TIMEOUT,
+        "The outcome is not known any more",
+    ),
+    (
         "too_large",
         StatusCode::PAYLOAD_TOO_LARGE,
         "The request is too large",
@@ -227,7 +242,10 @@ impl From<Rejection> for Problem {
             | Rejection::InUse { .. }
             | Rejection::AddressTaken { .. }
             | Rejection::NotForClient { .. }
-            | Rejection::TokenRefused => problem,
+            | Rejection::TokenRefused
+            | Rejection::Forgotten
+            | Rejection::KeyReused
+            | Rejection::KeysFull => problem,
         }
     }
 }

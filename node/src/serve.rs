@@ -30,6 +30,9 @@ use crate::telemetry;
 /// ends, and a template that never ends must not keep it alive.
 const THREADS: Duration = Duration::from_secs(2);
 
+/// Open files that all connections together may take, and the stores beside them.
+const FILES_MIN: u64 = 32_768;
+
 /// Why a node does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -76,6 +79,7 @@ pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
     let result = telemetry::log(&options.log_level, options.log_format)
         .map_err(Error::from)
         .and_then(|()| {
+            open_more_files();
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()
@@ -91,6 +95,24 @@ pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
             eprintln!("muster: {error}");
             error.exit_code()
         }
+    }
+}
+
+/// Takes all the open files that the system allows: the stores must never lack one because many
+/// clients are connected.
+fn open_more_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    });
+    match raised {
+        Ok(limit) if limit >= FILES_MIN => {}
+        Ok(limit) => tracing::warn!(
+            limit,
+            "few files may be open at a time; allow {FILES_MIN} (LimitNOFILE=, ulimit -Hn)"
+        ),
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
     }
 }
 
@@ -115,8 +137,7 @@ async fn run(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
 
     let stopping = CancellationToken::new();
     let app = App::new(cluster.clone(), move || metrics.render(), stopping.clone());
-    api.serving
-        .set(rest::router(app), cluster.api_tls());
+    api.serving.set(rest::router(app), cluster.api_tls());
     let mut services = services::start(&cluster, options, &settings, &stopping)?;
     notify("READY=1");
     tracing::info!(

@@ -243,6 +243,7 @@ fn swallow(world: &World, bytes: &[u8], boot_server: bool) {
                     request: muster_storage::RequestId(uuid::Uuid::nil()),
                     actor: muster_storage::Actor("test".to_owned()),
                     if_match: None,
+                    remember: None,
                     command,
                 };
                 let entry = muster_storage::Entry {

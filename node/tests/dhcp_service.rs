@@ -51,6 +51,7 @@ async fn propose(cluster: &Cluster, command: Command) {
             request: RequestId(uuid::Uuid::new_v4()),
             actor: Actor("test".to_owned()),
             if_match: None,
+            remember: None,
             command,
         })
         .await

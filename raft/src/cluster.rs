@@ -183,6 +183,7 @@ impl Cluster {
                 request: RequestId(Uuid::new_v4()),
                 actor,
                 if_match: None,
+                remember: None,
                 command: Command::AddJoinToken(JoinToken {
                     hash: Token::hash(&token.secret),
                     expires_at: start.plus_secs(ttl.as_secs()),

@@ -155,6 +155,7 @@ async fn update_member(inner: &Arc<Inner>, id: NodeId, member: &Member) -> Resul
         request: RequestId(Uuid::new_v4()),
         actor: Actor(format!("node:{}", member.name)),
         if_match: None,
+        remember: None,
         command: Command::UpdateMember(Box::new(now)),
     };
     match desk::propose(inner, proposal).await?.result {
@@ -168,6 +169,7 @@ async fn add_member(inner: &Arc<Inner>, member: Member, token: Sha256) -> Result
         request: RequestId(Uuid::new_v4()),
         actor: Actor(format!("node:{}", member.name)),
         if_match: None,
+        remember: None,
         command: Command::AddMember {
             member: Box::new(member),
             token: Some(token),

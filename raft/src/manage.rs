@@ -148,6 +148,7 @@ pub async fn announce(inner: Arc<Inner>) {
                 request: RequestId(Uuid::new_v4()),
                 actor: Actor(format!("node:{}", inner.options.node_name)),
                 if_match: None,
+                remember: None,
                 command: Command::UpdateMember(Box::new(member)),
             };
             match crate::desk::propose(&inner, proposal).await {
@@ -264,6 +265,7 @@ async fn remove(inner: &Arc<Inner>, node: u64) -> Result<(), Error> {
         request: RequestId(Uuid::new_v4()),
         actor: Actor(format!("node:{}", inner.options.node_name)),
         if_match: None,
+        remember: None,
         command: Command::RemoveMember { node: NodeId(node) },
     };
     let outcome = crate::desk::propose(inner, proposal).await?;

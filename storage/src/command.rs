@@ -30,8 +30,28 @@ pub struct Proposal {
     pub actor: Actor,
     /// Refuse unless the object that the command names is at this revision.
     pub if_match: Option<Revision>,
+    /// Whether a second copy of this proposal gets the outcome of the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remember: Option<Remember>,
     /// What to write.
     pub command: Command,
+}
+
+/// For how long the outcome of a proposal is remembered. What is refused is not remembered: it
+/// changed nothing, and may be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remember {
+    /// While the node that proposes it may repeat it.
+    Retry {
+        /// What that node had applied before it proposed it for the first time.
+        since: Revision,
+    },
+    /// For a day: the client chose the key of which the request's id is made.
+    Key {
+        /// Digest of what the client asked for: a key is for one request.
+        asked: Sha256,
+    },
 }
 
 /// One log entry: a batch of proposals with the leader's time. At most [`Entry::PROPOSALS_MAX`].
@@ -276,6 +296,15 @@ pub enum Rejection {
         /// Revision of the object now; 0 when it does not exist.
         current: Revision,
     },
+    /// It may have been made before, so long ago that nobody remembers.
+    #[error("it is not known whether this was written before; read, then decide")]
+    Forgotten,
+    /// The idempotency key was used for another request.
+    #[error("this idempotency key was used for another request; choose a new one for each")]
+    KeyReused,
+    /// As many idempotency keys are remembered as there may be.
+    #[error("too many idempotency keys are remembered; try again later, or write without one")]
+    KeysFull,
     /// The object breaks a rule.
     #[error("{field}: {problem}")]
     Invalid {
@@ -324,6 +353,9 @@ impl Rejection {
             Self::AddressTaken { .. } => "address_taken",
             Self::NotForClient { .. } => "not_for_client",
             Self::TokenRefused => "token_refused",
+            Self::Forgotten => "forgotten",
+            Self::KeyReused => "key_reused",
+            Self::KeysFull => "keys_full",
         }
     }
 }

@@ -12,7 +12,9 @@ pub mod model;
 pub mod schema;
 pub mod state;
 
-pub use command::{Actor, Command, Effect, Entry, Outcome, Proposal, Rejection, RequestId};
+pub use command::{
+    Actor, Command, Effect, Entry, Outcome, Proposal, Rejection, Remember, RequestId,
+};
 pub use event::Change;
 pub use model::{Mac, NodeId, Revision, Timestamp};
 pub use state::State;

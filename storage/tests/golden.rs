@@ -15,7 +15,8 @@ use muster_storage::model::{
     RenderedFile, Reservation, Settings, Sha256, Subnet, Template, Token,
 };
 use muster_storage::{
-    Actor, Command, Entry, Mac, NodeId, Proposal, RequestId, Revision, State, Timestamp, schema,
+    Actor, Command, Entry, Mac, NodeId, Proposal, Remember, RequestId, Revision, State, Timestamp,
+    schema,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -278,6 +279,7 @@ fn entries() -> Vec<(&'static str, Entry)> {
                 request: RequestId(Uuid::from_u128(u128::from(number))),
                 actor: Actor("admin".into()),
                 if_match: None,
+                remember: remember(name),
                 command,
             };
             let entry = Entry {
@@ -287,6 +289,17 @@ fn entries() -> Vec<(&'static str, Entry)> {
             (name, entry)
         })
         .collect()
+}
+
+/// One sample of each way to be remembered.
+fn remember(name: &str) -> Option<Remember> {
+    match name {
+        "add_join_token" => Some(Remember::Retry { since: Revision(0) }),
+        "delete" => Some(Remember::Key {
+            asked: Sha256([9; 32]),
+        }),
+        _ => None,
+    }
 }
 
 fn frozen(file: &str, now: &str) -> String {

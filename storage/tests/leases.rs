@@ -62,6 +62,7 @@ impl World {
                 request: RequestId(uuid::Uuid::nil()),
                 actor: Actor("test".to_owned()),
                 if_match: None,
+                remember: None,
                 command,
             }],
         };

@@ -42,6 +42,7 @@ impl Site {
                 request: RequestId(Uuid::nil()),
                 actor: Actor("test".into()),
                 if_match: None,
+                remember: None,
                 command,
             }],
         };

@@ -35,6 +35,7 @@ impl Log {
             request: RequestId(Uuid::nil()),
             actor: Actor("tester".into()),
             if_match,
+            remember: None,
             command,
         });
         let entry = Entry {

@@ -48,7 +48,7 @@ struct Expected {
 /// Takes a file. Answers when a quorum of nodes holds verified bytes and the record is committed.
 async fn upload(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Key(path): Key,
     Params(expected): Params<Expected>,
     conditions: Conditions,
@@ -80,7 +80,7 @@ async fn upload(
     };
     let outcome = write(
         &app,
-        actor,
+        caller,
         conditions.revision,
         Command::Put { object, mode },
     )

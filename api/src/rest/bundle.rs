@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use muster_storage::command::PutMode;
 use muster_storage::model::{Object, ObjectKind};
-use muster_storage::{Actor, Command, Effect};
+use muster_storage::{Command, Effect};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::extract::{Json, On};
 use super::objects::{ATTEMPTS, busy};
-use super::write::write;
+use super::write::{Caller, write};
 use crate::input::{self, Draft};
 use crate::problem::Problem;
 use crate::{App, Shared};
@@ -19,7 +19,7 @@ use crate::{App, Shared};
 /// Writes an array of objects, each with its `kind`, in any order.
 pub async fn apply(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Json(body): Json,
 ) -> Result<axum::Json<Value>, Problem> {
     let Value::Array(items) = body else {
@@ -43,7 +43,7 @@ pub async fn apply(
         drafts.push(draft.with_password_hashed().await.map_err(place)?);
     }
     for _ in 0..ATTEMPTS {
-        match apply_now(&app, actor.clone(), drafts.clone()).await {
+        match apply_now(&app, caller.clone(), drafts.clone()).await {
             // A secret that was to be put back has changed since it was read.
             Err(problem) if problem.code == "stale" => {}
             result => return result,
@@ -54,7 +54,7 @@ pub async fn apply(
 
 async fn apply_now(
     app: &App,
-    actor: Actor,
+    caller: Caller,
     mut drafts: Vec<Draft>,
 ) -> Result<axum::Json<Value>, Problem> {
     let guards = app.cluster.read(|state| {
@@ -102,7 +102,7 @@ async fn apply_now(
         mode: PutMode::Apply,
     });
     let commands = guards.into_iter().chain(puts).collect();
-    let outcome = write(app, actor, None, Command::Many(commands)).await?;
+    let outcome = write(app, caller, None, Command::Many(commands)).await?;
     let effects = match outcome.result {
         Ok(Effect::Many(effects)) => effects,
         _ => Vec::new(),

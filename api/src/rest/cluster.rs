@@ -56,7 +56,7 @@ struct NewJoinToken {
 
 async fn new_join_token(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Json(body): Json,
 ) -> Result<Response, Problem> {
     let NewJoinToken { ttl_secs } = input::parse(body)?;
@@ -68,16 +68,16 @@ async fn new_join_token(
     }
     let token = app
         .cluster
-        .join_token(Duration::from_secs(ttl_secs), actor)
+        .join_token(Duration::from_secs(ttl_secs), caller.actor)
         .await?;
     Ok((StatusCode::CREATED, axum::Json(json!({"token": token}))).into_response())
 }
 
 async fn revoke_join_tokens(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
 ) -> Result<StatusCode, Problem> {
-    write(&app, actor, None, Command::RevokeJoinTokens).await?;
+    write(&app, caller, None, Command::RevokeJoinTokens).await?;
     Ok(DONE)
 }
 
@@ -105,7 +105,7 @@ async fn transfer(
 /// more.
 async fn drain(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Json(body): Json,
 ) -> Result<StatusCode, Problem> {
     let Which { node } = input::parse(body)?;
@@ -113,7 +113,7 @@ async fn drain(
         Some(key) => app.cluster.find(&key)?,
         None => app.cluster.node_id(),
     };
-    tracing::info!(%node, actor = actor.0, "draining a node");
+    tracing::info!(%node, actor = caller.actor.0, "draining a node");
     let drained = app.cluster.drain(node).await;
     drained.map_err(|error| app.refusal(error))?;
     Ok(DONE)

@@ -1,6 +1,6 @@
 //! Reading requests: bodies, queries and headers, with problems for answers.
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::objects::find;
+use super::write::{Caller, IdempotencyKey};
 use crate::Shared;
 use crate::problem::Problem;
 
@@ -24,17 +25,22 @@ impl<S: Send + Sync> FromRequest<S> for Json {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let body = http_body_util::Limited::new(request.into_body(), BODY_MAX);
-        let collected = http_body_util::BodyExt::collect(body).await;
-        let bytes = collected.map_err(|error| {
-            if error.is::<http_body_util::LengthLimitError>() {
-                Problem::new("too_large", format!("a body may have {BODY_MAX} octets"))
-            } else {
-                Problem::new("malformed", format!("the body cannot be read: {error}"))
-            }
-        })?;
-        read_json(&bytes.to_bytes()).map(Self)
+        read_json(&whole(request.into_body()).await?).map(Self)
     }
+}
+
+/// All of a body that is not an upload.
+pub async fn whole(body: Body) -> Result<Bytes, Problem> {
+    let body = http_body_util::Limited::new(body, BODY_MAX);
+    let collected = http_body_util::BodyExt::collect(body).await;
+    let collected = collected.map_err(|error| {
+        if error.is::<http_body_util::LengthLimitError>() {
+            Problem::new("too_large", format!("a body may have {BODY_MAX} octets"))
+        } else {
+            Problem::new("malformed", format!("the body cannot be read: {error}"))
+        }
+    })?;
+    Ok(collected.to_bytes())
 }
 
 fn read_json(bytes: &Bytes) -> Result<Value, Problem> {
@@ -69,17 +75,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Key {
     }
 }
 
-/// On whose behalf the request is made, as [`crate::auth`] found out.
-pub struct On(pub Actor);
+/// On whose behalf the request is made, as [`crate::auth`] found out, and by which key.
+pub struct On(pub Caller);
 
 impl<S: Send + Sync> FromRequestParts<S> for On {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let actor = parts.extensions.get::<Actor>().cloned();
-        actor
-            .map(Self)
-            .ok_or_else(|| Problem::new("unauthorized", "nobody asks"))
+        let actor = actor.ok_or_else(|| Problem::new("unauthorized", "nobody asks"))?;
+        let key = parts.extensions.get::<IdempotencyKey>().cloned();
+        Ok(Self(Caller { actor, key }))
     }
 }
 

@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use muster_storage::Revision;
+use muster_storage::model::Sha256;
 use serde::Deserialize;
+use sha2::Digest as _;
 
-use super::extract::Params;
+use super::extract::{Params, text, whole};
+use super::write::IdempotencyKey;
 use crate::auth::CATCH_UP;
 use crate::problem::Problem;
 use crate::{App, Shared};
@@ -25,6 +28,11 @@ const LEADER: &str = "muster-leader";
 const REVISION: &str = "muster-revision";
 /// Set when a read may be out of date: this node has no quorum.
 const STALE: &str = "muster-stale";
+
+/// By which a request that is sent again is recognised.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Longest such key, in octets.
+const KEY_OCTETS_MAX: usize = 255;
 
 /// Counts requests.
 const REQUESTS: &str = "muster_api_requests_total";
@@ -108,7 +116,7 @@ pub async fn consistency(
                 )
             })?;
     }
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let reads = is_read(request.method());
     if !reads && !app.cluster.is_leader() {
         // A write is checked against, and completed from, what this node has: a name that another
         // node made a moment ago, the value behind a hidden param. What cannot be had in time is
@@ -145,6 +153,43 @@ async fn confirm(app: &App) -> Result<(), Problem> {
         )
     })??;
     Ok(())
+}
+
+/// Notes the `Idempotency-Key` of a request that changes something, and what is asked under it
+/// (draft-ietf-httpapi-idempotency-key-header).
+pub async fn idempotency(mut request: Request, next: Next) -> Result<Response, Problem> {
+    let key = text(request.headers(), IDEMPOTENCY_KEY)?.map(str::to_owned);
+    let Some(key) = key.filter(|_| !is_read(request.method())) else {
+        return Ok(next.run(request).await);
+    };
+    if key.is_empty() || key.len() > KEY_OCTETS_MAX {
+        let detail = format!("an Idempotency-Key has 1 to {KEY_OCTETS_MAX} characters");
+        return Err(Problem::new("malformed", detail));
+    }
+    let asked = sha2::Sha256::new()
+        .chain_update(request.method().as_str())
+        .chain_update(" ")
+        .chain_update(request.uri().to_string())
+        .chain_update(" ");
+    // An upload is not gathered here: whatever its bytes, sending it again stores it again.
+    let upload = request.method() == Method::PUT && request.uri().path().starts_with("/artifacts/");
+    let asked = if upload {
+        asked
+    } else {
+        let body = whole(std::mem::take(request.body_mut())).await?;
+        let asked = asked.chain_update(&body);
+        *request.body_mut() = body.into();
+        asked
+    };
+    let asked = Sha256(asked.finalize().into());
+    request
+        .extensions_mut()
+        .insert(IdempotencyKey { key, asked });
+    Ok(next.run(request).await)
+}
+
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
 }
 
 /// Says what the metrics mean.

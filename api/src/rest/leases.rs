@@ -61,14 +61,14 @@ async fn get_one(State(app): State<Shared>, Key(key): Key) -> Result<Response, P
 
 async fn end(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Key(key): Key,
     conditions: Conditions,
 ) -> Result<StatusCode, Problem> {
     let address = address(&key)?;
     write(
         &app,
-        actor,
+        caller,
         conditions.revision,
         Command::EndLease { address },
     )

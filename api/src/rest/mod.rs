@@ -58,6 +58,7 @@ pub fn router(app: Shared) -> Router {
         .nest("/boot", boot::router())
         .route("/events", get(events::get))
         .route("/apply", axum::routing::post(bundle::apply))
+        .layer(middleware::from_fn(layers::idempotency))
         .layer(middleware::from_fn_with_state(
             app.clone(),
             layers::consistency,

@@ -96,10 +96,10 @@ async fn get_one(State(app): State<Shared>, Key(key): Key) -> Result<axum::Json<
 
 async fn remove(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Key(key): Key,
 ) -> Result<StatusCode, Problem> {
-    tracing::info!(node = key, actor = actor.0, "removing a node");
+    tracing::info!(node = key, actor = caller.actor.0, "removing a node");
     let removed = app.cluster.remove(&key).await;
     removed.map_err(|error| app.refusal(error))?;
     Ok(DONE)

@@ -7,14 +7,14 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use muster_storage::command::PutMode;
 use muster_storage::model::{Object, ObjectKind, Record};
-use muster_storage::{Actor, Command, Revision};
+use muster_storage::{Command, Revision};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 use super::DONE;
 use super::extract::{Conditions, Json, Key, On, Params, created, etag, text};
-use super::write::write;
+use super::write::{Caller, write};
 use crate::input::{self, Draft};
 use crate::problem::Problem;
 use crate::template::{Compiled, Sources};
@@ -151,20 +151,20 @@ pub async fn get_one(
 
 async fn create(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Extension(kind): Extension<ObjectKind>,
     Json(body): Json,
 ) -> Result<Response, Problem> {
     let draft = Draft::new(Some(kind), body)?;
     let (object, _) = settle(&app, draft.with_password_hashed().await?)?;
     let key = object.key();
-    put_object(&app, actor, None, object, PutMode::Create).await?;
+    put_object(&app, caller, None, object, PutMode::Create).await?;
     show(&app, kind, &key, StatusCode::CREATED)
 }
 
 async fn put(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Extension(kind): Extension<ObjectKind>,
     Key(key): Key,
     conditions: Conditions,
@@ -186,7 +186,7 @@ async fn put(
         let (object, kept) = settle(&app, draft.clone())?;
         // A secret that was put back is that of this revision and of no other.
         let if_match = conditions.revision.or(kept);
-        match put_object(&app, actor.clone(), if_match, object, mode).await {
+        match put_object(&app, caller.clone(), if_match, object, mode).await {
             Err(problem) if problem.code == "stale" && conditions.revision.is_none() => {}
             Err(problem) => return Err(problem),
             Ok(new) => return show(&app, kind, &key, created(new)),
@@ -205,7 +205,7 @@ pub fn busy() -> Problem {
 
 async fn patch(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Extension(kind): Extension<ObjectKind>,
     Key(key): Key,
     conditions: Conditions,
@@ -228,7 +228,7 @@ async fn patch(
         let if_match = conditions.revision.unwrap_or(revision);
         let written = put_object(
             &app,
-            actor.clone(),
+            caller.clone(),
             Some(if_match),
             object,
             PutMode::Replace,
@@ -246,7 +246,7 @@ async fn patch(
 /// Answers DELETE of one object.
 pub async fn delete(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Extension(kind): Extension<ObjectKind>,
     Key(key): Key,
     conditions: Conditions,
@@ -258,7 +258,7 @@ pub async fn delete(
     }
     write(
         &app,
-        actor,
+        caller,
         conditions.revision,
         Command::Delete { kind, key },
     )
@@ -295,12 +295,12 @@ fn settle(app: &App, mut draft: Draft) -> Result<(Object, Option<Revision>), Pro
 /// Writes one object; whether it is new.
 async fn put_object(
     app: &App,
-    actor: Actor,
+    caller: Caller,
     if_match: Option<Revision>,
     object: Object,
     mode: PutMode,
 ) -> Result<bool, Problem> {
-    let outcome = write(app, actor, if_match, Command::Put { object, mode }).await?;
+    let outcome = write(app, caller, if_match, Command::Put { object, mode }).await?;
     Ok(matches!(
         outcome.result,
         Ok(muster_storage::Effect::Stored { created: true, .. })

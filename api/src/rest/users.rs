@@ -34,7 +34,7 @@ struct NewToken {
 
 async fn new_token(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Path(user): Path<String>,
     Json(body): Json,
 ) -> Result<Response, Problem> {
@@ -52,17 +52,18 @@ async fn new_token(
         user: user.clone(),
         expires_at,
     };
-    write(&app, actor, None, Command::AddToken(stored)).await?;
+    let once = caller.without_key();
+    write(&app, once, None, Command::AddToken(stored)).await?;
     let body = json!({"token": token, "user": user, "expires_at": view::time(expires_at)});
     Ok((StatusCode::CREATED, axum::Json(body)).into_response())
 }
 
 async fn revoke_tokens(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Path(user): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    write(&app, actor, None, Command::RevokeTokens { user }).await?;
+    write(&app, caller, None, Command::RevokeTokens { user }).await?;
     Ok(DONE)
 }
 
@@ -74,7 +75,7 @@ struct NewPassword {
 
 async fn set_password(
     State(app): State<Shared>,
-    On(actor): On,
+    On(caller): On,
     Path(name): Path<String>,
     Json(body): Json,
 ) -> Result<StatusCode, Problem> {
@@ -89,6 +90,6 @@ async fn set_password(
         password_hash,
     });
     let mode = PutMode::Replace;
-    write(&app, actor, None, Command::Put { object, mode }).await?;
+    write(&app, caller, None, Command::Put { object, mode }).await?;
     Ok(DONE)
 }

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use muster_storage::{Actor, Command, Outcome, Proposal, RequestId, Revision};
-use uuid::Uuid;
+use muster_storage::model::Sha256;
+use muster_storage::{Actor, Command, Outcome, Proposal, Remember, RequestId, Revision};
+use sha2::Digest as _;
+use uuid::{Builder, Uuid};
 
 use crate::App;
 use crate::problem::Problem;
@@ -11,17 +13,61 @@ use crate::problem::Problem;
 /// How long a write may take: two elections and some.
 const WRITE_WAIT: Duration = Duration::from_secs(10);
 
+/// On whose behalf a request is made.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who.
+    pub actor: Actor,
+    /// Set when the client may send the request again and wants it done once.
+    pub key: Option<IdempotencyKey>,
+}
+
+/// What a client sent as `Idempotency-Key`, and with what.
+#[derive(Clone, Debug)]
+pub struct IdempotencyKey {
+    /// The key.
+    pub key: String,
+    /// Digest of method, path and body.
+    pub asked: Sha256,
+}
+
+impl Caller {
+    /// The same, for what cannot be told a second time because the answer holds a secret.
+    pub fn without_key(self) -> Self {
+        Self { key: None, ..self }
+    }
+
+    /// The id of a proposal, and how it is to be remembered.
+    fn identity(&self, app: &App) -> (RequestId, Remember) {
+        match &self.key {
+            None => {
+                let since = app.cluster.read(muster_storage::State::revision);
+                (RequestId(Uuid::new_v4()), Remember::Retry { since })
+            }
+            Some(IdempotencyKey { key, asked }) => {
+                let name = format!("{}\0{key}", self.actor.0);
+                let digest: [u8; 32] = sha2::Sha256::digest(name).into();
+                let half = digest.first_chunk::<16>().copied().unwrap_or_default();
+                let id = Builder::from_custom_bytes(half);
+                (RequestId(id.into_uuid()), Remember::Key { asked: *asked })
+            }
+        }
+    }
+}
+
 /// Writes; returns when the write is committed and this node shows it.
 pub async fn write(
     app: &App,
-    actor: Actor,
+    caller: Caller,
     if_match: Option<Revision>,
     command: Command,
 ) -> Result<Outcome, Problem> {
+    let (request, remember) = caller.identity(app);
     let proposal = Proposal {
-        request: RequestId(Uuid::new_v4()),
-        actor,
+        request,
+        actor: caller.actor,
         if_match,
+        remember: Some(remember),
         command,
     };
     let done = async {

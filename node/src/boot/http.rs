@@ -322,6 +322,7 @@ async fn report(tree: &Tree, machine: Uuid, head: &Parts, body: Body) -> Respons
         request: RequestId(Uuid::new_v4()),
         actor: Actor(format!("machine:{machine}")),
         if_match: None,
+        remember: None,
         command: Command::Report {
             machine,
             body: text(&body),

@@ -224,6 +224,10 @@ fn of_row(state: &State, row: Row) -> Option<(Revision, String, Value)> {
             (record.revision, kind, of_object(state, &record.object))
         }
         Row::Lease(record) => (record.revision, "lease".into(), view::lease(state, &record)),
+        Row::Remembered(remembered) => {
+            let object = json!({"request": remembered.request, "effect": remembered.effect});
+            (remembered.revision, "remembered".into(), object)
+        }
         Row::Report(report) => {
             let object = json!({"machine": report.machine, "at": view::time(report.at), "body": report.body});
             (whole, "report".into(), object)

@@ -238,6 +238,7 @@ async fn register(cluster: &Cluster, present: impl Iterator<Item = &Interface>) 
         request: RequestId(uuid::Uuid::new_v4()),
         actor: Actor(format!("node:{}", cluster.node_name())),
         if_match: None,
+        remember: None,
         command: Command::UpdateMember(Box::new(member)),
     };
     match tokio::time::timeout(RESCAN, cluster.propose(proposal)).await {

@@ -333,6 +333,7 @@ impl Service {
             request: RequestId(uuid::Uuid::new_v4()),
             actor: self.actor.clone(),
             if_match: None,
+            remember: None,
             command,
         };
         let commit = self.cluster.propose(proposal);

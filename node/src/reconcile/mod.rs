@@ -39,6 +39,7 @@ pub async fn run(cluster: Cluster, shutdown: CancellationToken) {
                 request: RequestId(uuid::Uuid::new_v4()),
                 actor: Actor(format!("node:{}", cluster.node_name())),
                 if_match: None,
+                remember: None,
                 command,
             };
             if let Err(problem) = cluster.propose(proposal).await {

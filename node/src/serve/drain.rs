@@ -28,12 +28,7 @@ pub(super) async fn drain(
 }
 
 /// Hands over what others can do, lets end what has begun, and leaves.
-async fn leave(
-    cluster: &Cluster,
-    stopping: &CancellationToken,
-    services: Services,
-    api: Api,
-) {
+async fn leave(cluster: &Cluster, stopping: &CancellationToken, services: Services, api: Api) {
     tracing::info!("draining");
     cluster.prepare_to_stop().await;
     stopping.cancel();

@@ -96,6 +96,7 @@ impl Site {
             request: RequestId(Uuid::new_v4()),
             actor: Actor("test".to_owned()),
             if_match: None,
+            remember: None,
             command,
         };
         let outcome = self.cluster.propose(proposal).await.unwrap();

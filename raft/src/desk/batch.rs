@@ -78,6 +78,7 @@ mod tests {
             request: RequestId(Uuid::nil()),
             actor: Actor("test".into()),
             if_match: None,
+            remember: None,
             command,
         };
         Ticket::new(proposal, bytes).0

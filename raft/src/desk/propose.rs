@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Proposes, and waits for the outcome.
 pub async fn propose(inner: &Inner, mut proposal: Proposal) -> Result<Outcome, Error> {
     let deadline = Instant::now() + DEADLINE;
-    let may_repeat = repeatable(&proposal.command);
+    let may_repeat = proposal.remember.is_some() || repeatable(&proposal.command);
     let bytes = octets(&proposal)?;
     if bytes > PROPOSAL_BYTES_MAX {
         return Err(too_large());
@@ -102,7 +102,7 @@ pub async fn outlast_election(inner: &Inner) -> bool {
     }
 }
 
-/// Whether a command may be made twice without harm.
+/// Whether a command may be made twice without harm, though nobody remembers the first.
 fn repeatable(command: &Command) -> bool {
     matches!(
         command,
@@ -138,6 +138,7 @@ mod tests {
             request: RequestId(Uuid::nil()),
             actor: Actor("x".repeat(PROPOSAL_BYTES_MAX)),
             if_match: None,
+            remember: None,
             command: Command::RemoveMember { node: NodeId(7) },
         };
         let before = cluster.read(muster_storage::State::revision);

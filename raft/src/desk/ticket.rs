@@ -106,6 +106,7 @@ pub fn encode(at: Timestamp, tickets: &mut [Ticket]) -> Result<Bytes, schema::Co
             request: ticket.proposal.request,
             actor: ticket.proposal.actor.clone(),
             if_match: None,
+            remember: None,
             command: Command::Expire,
         };
         std::mem::replace(&mut ticket.proposal, spare)
@@ -135,6 +136,7 @@ mod tests {
             request: RequestId(Uuid::nil()),
             actor: Actor("test".into()),
             if_match: None,
+            remember: None,
             command: Command::RevokeJoinTokens,
         };
         let encoded = rmp_serde::to_vec_named(&proposal).unwrap();

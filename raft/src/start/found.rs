@@ -133,6 +133,7 @@ pub async fn propose_founding(cluster: &Cluster, founding: Founding) -> Result<(
             request: RequestId(Uuid::new_v4()),
             actor: Actor(format!("node:{}", inner.options.node_name)),
             if_match: None,
+            remember: None,
             command: Command::Found(Box::new(founding)),
         })
         .await?;

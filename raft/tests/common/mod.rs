@@ -42,6 +42,7 @@ pub fn proposal(command: Command) -> Proposal {
         request: RequestId(Uuid::new_v4()),
         actor: Actor("test".into()),
         if_match: None,
+        remember: None,
         command,
     }
 }

@@ -25,6 +25,7 @@ impl State {
         meta.revision = Revision(revision.0.saturating_add(last));
         meta.schema = meta.schema.max(1);
         meta.forgotten = self.trim_history().unwrap_or(meta.forgotten);
+        meta.retries_forgotten = self.forget(at).unwrap_or(meta.retries_forgotten);
         self.put(RowKey::Meta, Some(Row::Meta(meta)));
         let outcomes = entry
             .proposals
@@ -40,11 +41,17 @@ impl State {
                 };
                 self.undo.clear();
                 self.changes.clear();
-                let result = self
-                    .check_revision(proposal.if_match, &proposal.command)
+                let first = match self.recall(context, proposal.remember) {
+                    Ok(Some(first)) => return (first, Vec::new()),
+                    Ok(None) => Ok(()),
+                    Err(rejection) => Err(rejection),
+                };
+                let result = first
+                    .and_then(|()| self.check_revision(proposal.if_match, &proposal.command))
                     .and_then(|()| self.execute(context, &proposal.command));
-                if result.is_err() {
-                    self.roll_back();
+                match &result {
+                    Ok(effect) => self.keep(context, proposal.remember, effect),
+                    Err(_) => self.roll_back(),
                 }
                 let changes = std::mem::take(&mut self.changes);
                 self.record(&changes);

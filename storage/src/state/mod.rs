@@ -8,11 +8,13 @@ mod objects;
 mod params;
 mod pool;
 mod read;
+mod remember;
 mod row;
 mod table;
 
 pub use bind::{Grant, Offer};
 pub use boot::{BootClient, BootPlan, BootTarget};
 pub use params::GLOBAL;
+pub use remember::{KEY_MILLIS, KEY_MILLIS_MIN, KEYS_MAX, RETRIES_MAX, RETRY_MILLIS, Remembered};
 pub use row::{Digest, Row, RowKey, RowWrite};
 pub use table::{Cluster, EVENTS_MAX, EVENTS_OCTETS_MAX, Gone, Meta, State};

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256 as Hasher};
 use uuid::Uuid;
 
+use super::remember::Remembered;
 use super::table::{Cluster, Meta};
+use crate::command::RequestId;
 use crate::event::Change;
 use crate::model::{
     BootReport, Identifier, JoinToken, Lease, Member, NodeId, Object, ObjectKind, Record, Revision,
@@ -38,6 +40,8 @@ pub enum RowKey {
     Report(Uuid),
     /// A change in the event history, by revision and position in it.
     Event(Revision, u32),
+    /// A proposal that was made, and what came of it.
+    Remembered(RequestId),
 }
 
 /// What a row holds.
@@ -64,6 +68,8 @@ pub enum Row {
     Report(BootReport),
     /// See [`RowKey::Event`].
     Event(Box<Change>),
+    /// See [`RowKey::Remembered`].
+    Remembered(Box<Remembered>),
 }
 
 /// A row to be written, or deleted when there is no value.
@@ -93,6 +99,7 @@ impl RowKey {
                 9,
                 &[&revision.0.to_be_bytes()[..], &position.to_be_bytes()].concat(),
             ),
+            Self::Remembered(request) => table(10, request.0.as_bytes()),
         }
     }
 }
@@ -111,6 +118,7 @@ impl Row {
             Self::Lease(record) => RowKey::Lease(record.object.address),
             Self::Report(report) => RowKey::Report(report.machine),
             Self::Event(change) => RowKey::Event(change.revision, event_position),
+            Self::Remembered(remembered) => RowKey::Remembered(remembered.request),
         }
     }
 

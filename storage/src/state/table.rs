@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::pool::{Pools, Reservations};
+use super::remember::Memory;
 use super::row::{Digest, Row, RowKey, RowWrite};
 use crate::command::{Actor, RequestId};
 use crate::event::{Action, Change, Subject};
@@ -37,6 +38,7 @@ pub struct State {
     pub(super) reports: BTreeMap<Uuid, BootReport>,
     pub(super) events: VecDeque<Event>,
     events_octets: usize,
+    pub(super) remembered: Memory,
     // Derived from the rows, by `index`.
     pub(super) machines_by_mac: BTreeMap<Mac, String>,
     pub(super) machines_by_uuid: BTreeMap<Uuid, String>,
@@ -67,6 +69,8 @@ pub struct Meta {
     pub revision: Revision,
     /// Newest revision of which changes are no longer kept.
     pub forgotten: Revision,
+    /// Newest revision of a proposal that its node may repeat and that is remembered no more.
+    pub retries_forgotten: Revision,
     /// Until then no address that was given back is free early: a member was removed that may not
     /// know of it and may still confirm it to its last holder.
     pub no_reclaim_until: Timestamp,
@@ -174,6 +178,7 @@ impl State {
                     .map(|l| Row::Lease(Box::new((**l).clone()))),
             )
             .chain(self.reports.values().cloned().map(Row::Report))
+            .chain(self.remembered.rows())
             .map(|row| (row.key(0), row));
         rows.extend(others);
         rows.extend(self.events.iter().map(|event| {
@@ -365,6 +370,15 @@ impl State {
                 self.tokens.insert(*hash, token).map(Row::Token)
             }
             (RowKey::Token(hash), _) => self.tokens.remove(hash).map(Row::Token),
+            (RowKey::Remembered(request), row) => {
+                let new = match row {
+                    Some(Row::Remembered(remembered)) => Some(*remembered),
+                    _ => None,
+                };
+                self.remembered
+                    .index(*request, new)
+                    .map(|old| Row::Remembered(Box::new(old)))
+            }
             (RowKey::Report(machine), Some(Row::Report(report))) => {
                 self.reports.insert(*machine, report).map(Row::Report)
             }

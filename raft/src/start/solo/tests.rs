@@ -62,6 +62,7 @@ fn join_token() -> Proposal {
         request: RequestId(Uuid::new_v4()),
         actor: Actor("test".into()),
         if_match: None,
+        remember: None,
         command: Command::RevokeJoinTokens,
     }
 }
