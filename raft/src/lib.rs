@@ -2,6 +2,13 @@
 //!
 //! The only crate that knows openraft, tonic and prost, and that there is a leader.
 
+// The tests inside of this crate found clusters like those outside of it.
+#[cfg(test)]
+extern crate self as muster_raft;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
+
 mod artifacts;
 mod board;
 mod clock;

@@ -5,6 +5,9 @@ mod link;
 mod network;
 mod serve;
 mod service;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 pub use dial::{Target, join_channel};
 pub use link::{Link, Links};

@@ -1,7 +1,7 @@
 //! Putting a node together of what was founded, joined or resumed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::Open;
+use super::{Open, join_anew};
 use crate::artifacts::{self, Pulls};
 use crate::board::Board;
 use crate::cluster::Cluster;
@@ -82,6 +82,7 @@ pub async fn assemble(
     };
     let memory = machine.memory();
     let log_size = log.size();
+    check_reach(&memory, log.purged(), &options.data_dir)?;
     check_cluster(&memory, &identity)?;
     let certificate_pem =
         renew(&memory, &options, &identity, &key, sealer.as_ref())?.unwrap_or(certificate_pem);
@@ -176,6 +177,21 @@ pub async fn assemble(
         inner.spawn(artifacts::run(Arc::clone(&inner)));
     }
     Ok(Cluster { inner })
+}
+
+/// What the log has given up must be in the rows, or in a snapshot that puts them back. Rows that
+/// were lost would else be taken for a state in which nothing was ever written.
+fn check_reach(memory: &Memory, purged: u64, dir: &Path) -> Result<(), Error> {
+    let reach = memory.reach();
+    if reach >= purged {
+        return Ok(());
+    }
+    Err(Error::Corrupt(format!(
+        "{} reaches to log entry {reach} only, and the log begins after {purged}: state has been \
+         lost; {}",
+        dir.join("state").display(),
+        join_anew(dir)
+    )))
 }
 
 fn check_cluster(memory: &Memory, identity: &Identity) -> Result<(), Error> {

@@ -110,9 +110,8 @@ fn open(dir: &Path, identity: &Identity) -> Result<Open, Error> {
     let log = dir.join("log");
     let lost = |problem: String| {
         Error::Corrupt(format!(
-            "{problem}; a node that forgot its votes and entries must not take part: remove this \
-             node from the cluster, empty {} and join anew",
-            dir.display()
+            "{problem}; a node that forgot its votes and entries must not take part: {}",
+            join_anew(dir)
         ))
     };
     if known && !log.join("CURRENT").exists() {
@@ -131,6 +130,14 @@ fn open(dir: &Path, identity: &Identity) -> Result<Open, Error> {
         _ => doing()(error),
     })?;
     Ok(open)
+}
+
+/// What to do with a directory that cannot be used.
+fn join_anew(dir: &Path) -> String {
+    format!(
+        "remove this node with `muster cluster remove NODE` on another, empty {} and join anew",
+        dir.display()
+    )
 }
 
 /// Opened stores, closed when this goes: a store that is left to whichever thread drops it last is

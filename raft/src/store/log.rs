@@ -218,6 +218,11 @@ impl LogStore {
         Arc::clone(&self.inner.size)
     }
 
+    /// Index of the last entry that was purged; 0 when none was.
+    pub fn purged(&self) -> u64 {
+        self.known().purged.map_or(0, |id| id.index())
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.inner
             .known

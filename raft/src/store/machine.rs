@@ -76,6 +76,17 @@ impl Memory {
         &self.snapshots
     }
 
+    /// The last log entry that the rows hold, or that the snapshot on disk holds, if that is later.
+    pub fn reach(&self) -> u64 {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = current
+            .as_ref()
+            .and_then(|snapshot| snapshot.manifest().last);
+        snapshot
+            .map_or(0, |last| last.index)
+            .max(self.progress.borrow().applied)
+    }
+
     fn advance(&self, applied: LogId) {
         let revision = self.read(State::revision);
         self.progress.send_replace(Progress {
