@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use dhcproto::v4::relay::{RelayAgentInformation, RelayInfo};
 use dhcproto::v4::{Architecture, DhcpOption, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Encodable};
+use socket2::SockRef;
 
 use crate::lab::Host;
 use crate::wire::{Datagram, EVERYBODY, Mac, Wire, mac_text};
@@ -251,6 +252,8 @@ impl Port {
         let socket = host.inside(|| {
             UdpSocket::bind((address, SERVER_PORT)).context("binding the relay's port")
         })?;
+        // A thousand answers may come at once.
+        SockRef::from(&socket).set_recv_buffer_size(4 << 20)?;
         Ok(Self::Relay(Relay {
             socket,
             address,

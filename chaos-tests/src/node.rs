@@ -308,7 +308,7 @@ impl Node {
         let samples = text.lines().filter(|line| line.starts_with(prefix));
         Ok(samples
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum())
+            .fold(0.0, |sum, sample| sum + sample))
     }
 
     /// Processor time that the process has used.

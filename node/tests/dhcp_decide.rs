@@ -5,9 +5,11 @@ mod dhcp_common;
 
 use dhcp_common::*;
 use dhcproto::v4::MessageType;
+use ipnet::Ipv4Net;
 use muster_node::dhcp::decide::{Action, Reason};
 use muster_storage::Command;
-use muster_storage::model::{LeaseState, Match, SubnetMode};
+use muster_storage::model::{LeaseState, Match, Object, Subnet, SubnetMode};
+use muster_storage::state::Claim;
 
 fn silent(action: &Action) -> Option<Reason> {
     match action {
@@ -58,6 +60,46 @@ fn discover_is_stable_and_writes_nothing() {
     assert_eq!(first.server_id, NODE);
     assert_eq!(first.lease_secs, Some(3600));
     assert_eq!(world.state.digest(), digest);
+}
+
+/// §4.3.1: what others were offered is left alone, and an offer stands when it is asked for again,
+/// also at a node that would have chosen another address by now.
+#[test]
+fn an_offer_stands_and_keeps_others_away() {
+    let mut world = World::new();
+    let first = world.reply(&Packet::discover(MAC)).yiaddr;
+    world.claimed.push(first);
+    let second = world.reply(&Packet::discover(MAC)).yiaddr;
+    assert_ne!(second, first);
+    world.claimed.clear();
+    world.offered = Some(second);
+    assert_eq!(world.reply(&Packet::discover(MAC)).yiaddr, second);
+    let asked = ip("10.77.0.150");
+    let packet = Packet::discover(MAC).option(50, &asked.octets());
+    assert_eq!(world.reply(&packet).yiaddr, asked);
+    world.claimed.push(second);
+    assert_eq!(world.reply(&Packet::discover(MAC)).yiaddr, first);
+    let own = world.lease(MAC);
+    assert_eq!(world.reply(&packet).yiaddr, own);
+}
+
+/// A node whose share of the pool is on offer leaves new clients to the others, but not those that
+/// it owes an address; and not for ever.
+#[test]
+fn what_falls_to_peers_is_left_to_them_first() {
+    let mut world = World::new();
+    world.lease(OTHER);
+    world.claim = Claim::Peer;
+    let left = Some(Reason::LeftToPeer);
+    assert_eq!(silent(&world.decide(&Packet::discover(MAC))), left);
+    assert_eq!(
+        world.reply(&Packet::discover(OTHER)).kind,
+        MessageType::Offer
+    );
+    world.insist = true;
+    assert_eq!(world.reply(&Packet::discover(MAC)).kind, MessageType::Offer);
+    (world.claim, world.insist) = (Claim::Own, false);
+    assert_eq!(world.reply(&Packet::discover(MAC)).kind, MessageType::Offer);
 }
 
 /// §4.3.2, SELECTING.
@@ -518,4 +560,52 @@ fn a_renewal_that_loses_is_told() {
         )
     });
     assert_eq!(reply.unwrap().unwrap().kind, MessageType::Nak);
+}
+
+/// A link with addresses of two subnets: the one of the address at hand serves the client, with its
+/// own routers; an address of either is on the right network.
+#[test]
+fn two_subnets_share_a_link() {
+    let annex = ip("10.78.0.1");
+    let both = |mut packet: Packet| {
+        packet.arrival.link = vec![annex, NODE];
+        packet
+    };
+    let mut world = World::with(|subnet| subnet.pools.truncate(0));
+    world.put(Object::Subnet(Subnet {
+        name: "annex".to_owned(),
+        cidr: "10.78.0.0/24".parse().unwrap(),
+        pools: vec!["10.78.0.100-10.78.0.199".parse().unwrap()],
+        routers: vec![annex],
+        ..subnet()
+    }));
+    world.reserve("10.77.0.50", OTHER);
+    let offer = world.reply(&both(Packet::discover(MAC)));
+    assert!(
+        "10.78.0.0/24"
+            .parse::<Ipv4Net>()
+            .unwrap()
+            .contains(&offer.yiaddr)
+    );
+    assert_eq!(offer.parameters[&3], annex.octets());
+    let reserved = world.reply(&both(Packet::discover(OTHER)));
+    assert_eq!(reserved.yiaddr, ip("10.77.0.50"));
+    assert_ne!(offer.parameters[&3], reserved.parameters[&3]);
+
+    let ack = world
+        .answer(&both(Packet::select(MAC, offer.yiaddr)))
+        .unwrap()
+        .unwrap();
+    assert_eq!((ack.kind, ack.yiaddr), (MessageType::Ack, offer.yiaddr));
+    assert_eq!(ack.parameters[&3], annex.octets());
+    let again = world.reply(&both(Packet::reboot(MAC, offer.yiaddr)));
+    assert_eq!(again.kind, MessageType::Ack);
+    // Known, but not with this address; and nobody's network.
+    for wrong in ["10.77.0.50", "192.0.2.7"] {
+        let Action::Reply(nak) = world.decide_confirmed(&both(Packet::reboot(MAC, ip(wrong))))
+        else {
+            panic!("no answer for {wrong}");
+        };
+        assert_eq!(nak.kind, MessageType::Nak);
+    }
 }

@@ -9,7 +9,7 @@ use muster_storage::command::{Bind, Client, PutMode};
 use muster_storage::model::{
     ClientKey, Lease, LeaseState, NodeId, Object, ObjectKind, Octets, Reservation,
 };
-use muster_storage::state::Grant;
+use muster_storage::state::{Claim, Grant};
 use muster_storage::{
     Actor, Command, Effect, Entry, Mac, Outcome, Proposal, Rejection, RequestId, Revision, State,
     Timestamp,
@@ -102,7 +102,7 @@ impl World {
 
     fn offer(&self, client: &Client) -> Option<(Ipv4Addr, Grant)> {
         self.state
-            .offer(client, &|_| false, self.now)
+            .offer(client, &|_| Claim::None, self.now)
             .map(|offer| (offer.address, offer.rule))
     }
 
@@ -352,8 +352,95 @@ fn all_nodes_offer_the_same_and_losers_part() {
     addresses.dedup();
     assert!(addresses.len() > 30, "spread: {}", addresses.len());
     let first = world.offer(&client(1)).unwrap().0;
-    let second = world.state.offer(&client(1), &|it| it == first, world.now);
+    let taken = |it| {
+        if it == first {
+            Claim::Offered
+        } else {
+            Claim::None
+        }
+    };
+    let second = world.state.offer(&client(1), &taken, world.now);
     assert_ne!(second.unwrap().address, first);
+}
+
+/// However few are left and wherever they are, an address that nobody claims is found; and when all
+/// are claimed, the one with the weakest claim.
+#[test]
+fn the_last_address_that_nobody_claims_is_found() {
+    let world = World::new(150);
+    for number in 0..150 {
+        let left = ip(100 + number);
+        let claim = |it| {
+            if it == left {
+                Claim::None
+            } else {
+                Claim::Offered
+            }
+        };
+        let found = world.state.offer(&client(1), &claim, world.now);
+        assert_eq!(found.unwrap().address, left);
+        let claim = |it| {
+            if it == left {
+                Claim::Peer
+            } else {
+                Claim::Offered
+            }
+        };
+        let found = world.state.offer(&client(1), &claim, world.now);
+        assert_eq!(found.unwrap().address, left);
+    }
+    let all = world
+        .state
+        .offer(&client(1), &|_| Claim::Offered, world.now);
+    assert!(all.is_some(), "offers may lapse");
+}
+
+/// Two subnets on one link: what the client has or is owed on either comes first, then the pools in
+/// order of the networks, whichever address of the interface comes first.
+#[test]
+fn subnets_share_a_link() {
+    let mut world = World::new(1);
+    let second = serde_json::from_value(serde_json::json!({
+        "name": "annex", "cidr": "10.78.0.0/24", "lease_secs": LEASE,
+        "pools": ["10.78.0.100-10.78.0.101"],
+    }));
+    world.put(Object::Subnet(second.unwrap())).result.unwrap();
+    let annex = |last| Ipv4Addr::new(10, 78, 0, last);
+    let on_both = |number| Client {
+        link: vec![annex(1), ip(1)],
+        ..client(number)
+    };
+    assert_eq!(world.offer(&on_both(1)), Some((ip(100), Grant::Pool)));
+    let swapped = Client {
+        link: vec![ip(1), annex(1)],
+        ..on_both(1)
+    };
+    assert_eq!(world.offer(&swapped), Some((ip(100), Grant::Pool)));
+    assert_eq!(world.bind(&on_both(1), ip(100)).unwrap().subnet, "lab");
+
+    let (other, rule) = world.offer(&on_both(2)).unwrap();
+    assert_eq!(rule, Grant::Pool);
+    assert_eq!(world.bind(&on_both(2), other).unwrap().subnet, "annex");
+    assert_eq!(world.offer(&on_both(2)), Some((other, Grant::Binding)));
+    assert!(
+        world
+            .state
+            .confirmable(&on_both(2), other, world.now)
+            .is_some()
+    );
+    // One binding on the link, not one on each subnet.
+    world.bind(&on_both(1), other).unwrap_err();
+    let free = if other == annex(100) {
+        annex(101)
+    } else {
+        annex(100)
+    };
+    world.bind(&on_both(1), free).unwrap_err();
+
+    world.reserve(free, 2).result.unwrap();
+    assert_eq!(world.offer(&on_both(2)), Some((free, Grant::Reservation)));
+    assert_eq!(world.bind(&on_both(2), free).unwrap().subnet, "annex");
+    assert_eq!(world.lease(other).state, LeaseState::Released);
 }
 
 #[derive(Clone, Debug)]
@@ -525,7 +612,7 @@ proptest! {
         prop_assert_eq!(loaded.digest(), world.state.digest());
         for mac in 0..5 {
             let client = stranger(mac, None);
-            let offer = |state: &State| state.offer(&client, &|_| false, world.now);
+            let offer = |state: &State| state.offer(&client, &|_| Claim::None, world.now);
             prop_assert_eq!(offer(&loaded), offer(&world.state));
             prop_assert_eq!(offer(&replayed), offer(&world.state));
         }

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use muster_storage::command::{Bind, Client, Founding, PutMode};
 use muster_storage::model::{LeaseState, Machine, Member, Object, Octets, Sha256};
-use muster_storage::state::EVENTS_OCTETS_MAX;
+use muster_storage::state::{Claim, EVENTS_OCTETS_MAX};
 use muster_storage::{
     Actor, Command, Effect, Entry, Mac, NodeId, Proposal, RequestId, Revision, State, Timestamp,
 };
@@ -55,7 +55,7 @@ impl Site {
         let client = client(last);
         let offer = self
             .state
-            .offer(&client, &|_| false, self.state.time())
+            .offer(&client, &|_| Claim::None, self.state.time())
             .expect("an offer");
         self.run(Command::Bind(Box::new(Bind {
             client,

@@ -3,17 +3,23 @@
 //! Pure: the shell gives the state, what it knows about its peers, and the time, and does what the
 //! [`Action`] says. Silence is the answer whenever another might be wrong.
 
+mod confirm;
+mod reason;
+mod replies;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use dhcproto::v4::MessageType;
 use muster_storage::command::{Bind, Client, Command, Effect, Outcome};
 use muster_storage::model::{Lease, LeaseState, NodeId, Subnet, SubnetMode, Timestamp};
-use muster_storage::state::{Grant, State};
+use muster_storage::state::{Claim, Grant, Offer, State};
 
 use super::parameters;
 use super::reply::Reply;
 use super::request::Request;
+use confirm::Confirmable;
+pub use reason::Reason;
 
 /// What the shell knows beside the state.
 pub struct PeerView<'a> {
@@ -34,8 +40,12 @@ pub struct PeerView<'a> {
     pub confirmed: bool,
     /// Whether a member is there.
     pub live: &'a dyn Fn(NodeId) -> bool,
-    /// Addresses that are on offer to others.
-    pub avoid: &'a dyn Fn(Ipv4Addr) -> bool,
+    /// Who else may be about to take an address.
+    pub claim: &'a dyn Fn(Ipv4Addr) -> Claim,
+    /// Whether this node gives what falls to others as well, because they have had their turn.
+    pub insist: bool,
+    /// What is on offer to this client already.
+    pub offered: Option<Ipv4Addr>,
     /// Renders an option's value that is a template.
     pub render: &'a dyn Fn(&str) -> Result<String, String>,
 }
@@ -51,61 +61,6 @@ pub enum Action {
     Confirm,
     /// Send nothing.
     Silent(Reason),
-}
-
-/// Why nothing is sent. Counted by reason.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// No subnet has the client's link.
-    UnknownSubnet,
-    /// The subnet's mode is `off`.
-    Off,
-    /// This node may not name itself on the link yet.
-    NoIdentifier,
-    /// No address is free, or none is reserved where only reservations are served.
-    NoAddress,
-    /// The client chose another server.
-    ForeignServer,
-    /// No quorum: nothing new is promised.
-    NoQuorum,
-    /// Not caught up with the cluster since the start.
-    NotCaughtUp,
-    /// Nothing is known about the client, so nothing is said about its address.
-    UnknownClient,
-    /// The address is not the sender's to give back or to decline.
-    NotHolder,
-    /// A field that this message must have is missing (RFC 2131 table 5).
-    Incomplete,
-    /// Proxy mode answers boot clients only.
-    NotForProxy,
-    /// No message for servers of this kind.
-    Unsupported,
-    /// Another client has the address, or another address is the client's.
-    Refused,
-    /// A peer has answered.
-    Answered,
-}
-
-impl Reason {
-    /// Label of the counter.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::UnknownSubnet => "unknown_subnet",
-            Self::Off => "subnet_off",
-            Self::NoIdentifier => "no_identifier",
-            Self::NoAddress => "no_address",
-            Self::ForeignServer => "foreign_server",
-            Self::NoQuorum => "no_quorum",
-            Self::NotCaughtUp => "not_caught_up",
-            Self::UnknownClient => "unknown_client",
-            Self::NotHolder => "not_holder",
-            Self::Incomplete => "incomplete",
-            Self::NotForProxy => "not_for_proxy",
-            Self::Unsupported => "unsupported",
-            Self::Refused => "refused",
-            Self::Answered => "answered_by_peer",
-        }
-    }
 }
 
 /// In which state the client of a REQUEST is (RFC 2131 §4.3.2).
@@ -142,7 +97,7 @@ impl Asking {
 
 /// What to do about `request`.
 pub fn decide(state: &State, request: &Request, view: &PeerView<'_>, now: Timestamp) -> Action {
-    let Some(subnet) = state.subnet_of_link(&request.client.link) else {
+    let Some(subnet) = subnet_of(state, request, view, now) else {
         return Action::Silent(Reason::UnknownSubnet);
     };
     if subnet.mode == SubnetMode::Off {
@@ -192,9 +147,7 @@ pub fn conclude(
             Err(_) => Err(Reason::NotHolder),
         };
     }
-    let subnet = state
-        .subnet_of_link(&request.client.link)
-        .ok_or(Reason::UnknownSubnet)?;
+    let subnet = subnet_of(state, request, view, now).ok_or(Reason::UnknownSubnet)?;
     let own = own_identifier(request, view).ok_or(Reason::NoIdentifier)?;
     let case = Case {
         state,
@@ -220,6 +173,45 @@ pub fn conclude(
     }
 }
 
+/// The subnet that serves a client: of several that share its link, the one that holds the address
+/// that it has, asks for, or is to be offered; else the first.
+pub fn subnet_of<'a>(
+    state: &'a State,
+    request: &Request,
+    view: &PeerView<'_>,
+    now: Timestamp,
+) -> Option<&'a Subnet> {
+    let link = &request.client.link;
+    let mut subnets = state.subnets_of_link(link);
+    let first = subnets.next()?;
+    if subnets.next().is_none() {
+        return Some(first);
+    }
+    let about = match request.kind {
+        MessageType::Discover => choice(state, request, view, now).map(|offer| offer.address),
+        _ if request.ciaddr.is_unspecified() => request.client.requested,
+        _ => Some(request.ciaddr),
+    };
+    about
+        .and_then(|address| state.subnet_with(link, address))
+        .or(Some(first))
+}
+
+/// The address to offer. One that was offered stays the client's choice while it is free, so that
+/// a copy of a DISCOVER, here or at a peer, does not put two addresses on offer to it.
+fn choice(state: &State, request: &Request, view: &PeerView<'_>, now: Timestamp) -> Option<Offer> {
+    let choose = |client: &Client| state.offer(client, view.claim, now);
+    let client = &request.client;
+    let offer = choose(client)?;
+    if offer.rule != Grant::Pool || view.offered.is_none() {
+        return Some(offer);
+    }
+    choose(&Client {
+        requested: view.offered,
+        ..client.clone()
+    })
+}
+
 /// What option 54 of a reply says: what the relay wants (RFC 5107), else this node's address.
 fn own_identifier(request: &Request, view: &PeerView<'_>) -> Option<Ipv4Addr> {
     let relay = request.relay.as_ref().and_then(|relay| relay.server_id);
@@ -236,16 +228,6 @@ pub fn honoured(state: &State, request: &Request, identifier: Ipv4Addr, now: Tim
     committed || override_ == Some(identifier)
 }
 
-/// Whether a lease may be confirmed without a write.
-enum Confirmable<'a> {
-    /// Yes, and for so many seconds.
-    Yes(&'a Lease, u32),
-    /// It would need a write.
-    No,
-    /// This node has not caught up since it started.
-    Unchecked,
-}
-
 /// One request with all that its rules look at.
 struct Case<'a> {
     state: &'a State,
@@ -259,10 +241,13 @@ struct Case<'a> {
 impl Case<'_> {
     /// RFC 2131 §4.3.1. Writes nothing: the address is decided when it is requested.
     fn discover(&self) -> Action {
-        let client = &self.request.client;
-        let Some(offer) = self.state.offer(client, self.view.avoid, self.now) else {
+        let Some(offer) = choice(self.state, self.request, self.view, self.now) else {
             return Action::Silent(Reason::NoAddress);
         };
+        let claimed = offer.rule == Grant::Pool && (self.view.claim)(offer.address) == Claim::Peer;
+        if claimed && !self.view.insist {
+            return Action::Silent(Reason::LeftToPeer);
+        }
         if !self.view.quorum {
             // Only what can be confirmed without a write is worth offering.
             return match self.confirmable(offer.address) {
@@ -304,7 +289,7 @@ impl Case<'_> {
         };
         let owed = self
             .state
-            .offer(&self.request.client, &|_| false, self.now)
+            .offer(&self.request.client, &|_| Claim::None, self.now)
             .filter(|offer| matches!(offer.rule, Grant::Reservation | Grant::Binding))
             .map(|offer| offer.address);
         if owed == Some(address) {
@@ -314,7 +299,7 @@ impl Case<'_> {
             .state
             .leases_of(&key)
             .map(|record| &record.object)
-            .filter(|lease| lease.subnet == self.subnet.name)
+            .filter(|lease| self.on_link(&lease.subnet))
             .collect();
         let was_its_own = known
             .iter()
@@ -329,20 +314,16 @@ impl Case<'_> {
         if owed.is_some() || !known.is_empty() {
             return self.send(self.nak("the address is not for this client"));
         }
-        if self.wrong_network(address) && self.subnet.mode == SubnetMode::Full {
+        let link = &self.request.client.link;
+        if self.state.subnet_with(link, address).is_none() && self.subnet.mode == SubnetMode::Full {
             return self.send(self.nak("the address is not for this network"));
         }
         Action::Silent(Reason::UnknownClient)
     }
 
-    /// Whether no subnet of the client's link holds the address.
-    fn wrong_network(&self, address: Ipv4Addr) -> bool {
-        let mut links = self.request.client.link.iter();
-        !links.any(|link| {
-            self.state
-                .subnet_of_link(&[*link])
-                .is_some_and(|subnet| subnet.cidr.contains(&address))
-        })
+    fn on_link(&self, name: &str) -> bool {
+        let mut subnets = self.state.subnets_of_link(&self.request.client.link);
+        subnets.any(|subnet| subnet.name == name)
     }
 
     /// RFC 2131 §4.3.3.
@@ -446,104 +427,5 @@ impl Case<'_> {
             address,
             node: self.view.node,
         })))
-    }
-
-    /// What may be confirmed now without a write: with a quorum the full promise, without one
-    /// whatever the committed lease still allows.
-    fn confirmable(&self, address: Ipv4Addr) -> Confirmable<'_> {
-        let client = &self.request.client;
-        let found = if self.view.quorum {
-            self.state.confirmable(client, address, self.now)
-        } else {
-            let left = self
-                .state
-                .lease(address)
-                .map_or(0, |record| self.left(&record.object));
-            let shorter = Client {
-                lease_secs: Some(client.lease_secs.unwrap_or(u32::MAX).min(left)),
-                ..client.clone()
-            };
-            self.state.confirmable(&shorter, address, self.now)
-        };
-        match found.filter(|(lease, secs)| *secs <= self.left(lease)) {
-            None => Confirmable::No,
-            Some((lease, secs)) if self.view.caught_up || self.view.confirmed => {
-                Confirmable::Yes(lease, secs)
-            }
-            Some(_) => Confirmable::Unchecked,
-        }
-    }
-
-    /// What a node does that has not caught up since it started, before it confirms anything.
-    fn check(&self) -> Action {
-        if self.view.quorum {
-            Action::Confirm
-        } else {
-            Action::Silent(Reason::NotCaughtUp)
-        }
-    }
-
-    /// Seconds that may be promised on a committed lease: to its end less the margin, which
-    /// covers what clocks differ by.
-    fn left(&self, lease: &Lease) -> u32 {
-        let margin = u64::from(self.state.settings().lease_margin_secs);
-        let left = lease.expires_at.secs_since(self.now).saturating_sub(margin);
-        u32::try_from(left).unwrap_or(u32::MAX)
-    }
-
-    fn send(&self, reply: Reply) -> Action {
-        Action::Reply(Box::new(reply))
-    }
-
-    fn offer(&self, address: Ipv4Addr, secs: u32) -> Reply {
-        self.reply(MessageType::Offer, address, Some(secs))
-    }
-
-    /// Carries the identifier that the client named: it takes no other (RFC 2131 §4.4.1). One that
-    /// names none keeps the one that it has its address from, while that node is there.
-    fn ack(&self, lease: &Lease, secs: u32) -> Reply {
-        let mut ack = self.reply(MessageType::Ack, lease.address, Some(secs));
-        let demanded = self.request.relay.as_ref().and_then(|it| it.server_id);
-        ack.server_id = self
-            .request
-            .server_id
-            .or(demanded)
-            .or_else(|| self.identifier_of(lease.node))
-            .unwrap_or(self.own);
-        ack
-    }
-
-    /// What a peer that is there calls itself on this subnet.
-    fn identifier_of(&self, node: NodeId) -> Option<Ipv4Addr> {
-        // A client that renews by unicast has chosen this node.
-        let chosen = self.request.arrival.destination == self.own;
-        let there = node != self.view.node && !chosen && (self.view.live)(node);
-        let member = self.state.member(node).filter(|_| there)?;
-        let mut identifiers = member.identifiers.iter().copied();
-        identifiers.find(|address| self.subnet.cidr.contains(address))
-    }
-
-    fn nak(&self, message: &'static str) -> Reply {
-        Reply {
-            kind: MessageType::Nak,
-            server_id: self.request.server_id.unwrap_or(self.own),
-            yiaddr: Ipv4Addr::UNSPECIFIED,
-            lease_secs: None,
-            boot: None,
-            parameters: BTreeMap::new(),
-            message: Some(message),
-        }
-    }
-
-    fn reply(&self, kind: MessageType, yiaddr: Ipv4Addr, lease_secs: Option<u32>) -> Reply {
-        Reply {
-            kind,
-            server_id: self.own,
-            yiaddr,
-            lease_secs,
-            boot: parameters::boot(self.request, self.subnet, self.view, false),
-            parameters: parameters::network(self.state, self.request, self.subnet, self.view),
-            message: None,
-        }
     }
 }

@@ -140,7 +140,10 @@ impl Recent {
     pub fn note(&mut self, notice: Notice, now: Instant) {
         match notice {
             Notice::Offered(address, client) => {
-                self.offers.insert(address, client, now, OFFER_KEPT);
+                // Whoever was offered it first may hold that offer.
+                if !self.offered_to_other(address, client, now) {
+                    self.offers.insert(address, client, now, OFFER_KEPT);
+                }
                 self.offered_to.insert(client, address, now, OFFER_KEPT);
             }
             Notice::Exchange(exchange, progress) => {
@@ -157,6 +160,18 @@ impl Recent {
         self.offers
             .get(&address, now)
             .is_some_and(|holder| *holder != client)
+    }
+
+    /// What is on offer to `client`.
+    pub fn offered_to(&self, client: ClientHash, now: Instant) -> Option<Ipv4Addr> {
+        self.offered_to.get(&client, now).copied()
+    }
+
+    /// The client asks for `address`: what else was on offer to it is free.
+    pub fn chose(&mut self, client: ClientHash, address: Ipv4Addr, now: Instant) {
+        self.forget_offers(client);
+        self.offers.insert(address, client, now, OFFER_KEPT);
+        self.offered_to.insert(client, address, now, OFFER_KEPT);
     }
 
     /// The client took another server's offer: what was on offer to it is free.
@@ -262,6 +277,33 @@ mod tests {
         assert!(recent.offered_to_other(A, 2, now));
         recent.forget_offers(1);
         assert!(!recent.offered_to_other(A, 2, now));
+    }
+
+    #[test]
+    fn two_nodes_offers_stand_until_the_client_chooses() {
+        let (mut recent, now) = (Recent::default(), Instant::now());
+        let b = Ipv4Addr::new(10, 77, 0, 101);
+        recent.note(Notice::Offered(A, 1), now);
+        recent.note(Notice::Offered(b, 1), now);
+        assert!(recent.offered_to_other(A, 2, now));
+        assert!(recent.offered_to_other(b, 2, now));
+        recent.chose(1, A, now);
+        assert_eq!(recent.offered_to(1, now), Some(A));
+        assert!(recent.offered_to_other(A, 2, now));
+        recent.note(Notice::Offered(b, 2), now);
+        recent.chose(1, b, now);
+        assert!(!recent.offered_to_other(A, 2, now));
+        assert_eq!(recent.offered_to(1, now + OFFER_KEPT), None);
+    }
+
+    #[test]
+    fn the_first_offer_of_an_address_stands() {
+        let (mut recent, now) = (Recent::default(), Instant::now());
+        recent.note(Notice::Offered(A, 1), now);
+        recent.note(Notice::Offered(A, 2), now);
+        assert!(recent.offered_to_other(A, 2, now));
+        recent.chose(2, A, now);
+        assert!(recent.offered_to_other(A, 1, now));
     }
 
     #[test]

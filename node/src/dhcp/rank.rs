@@ -18,10 +18,23 @@ pub fn rank(sender: &[u8], named: Option<NodeId>, nodes: &[NodeId], own: NodeId)
     if !nodes.contains(&own) {
         return None;
     }
-    let place = |node: NodeId| (Some(node) == named, weight(sender, node), node);
-    let mine = place(own);
-    let before = nodes.iter().filter(|node| place(**node) > mine).count();
+    let mine = place(sender, named, own);
+    let before = nodes
+        .iter()
+        .filter(|node| place(sender, named, **node) > mine)
+        .count();
     Some(u32::try_from(before).unwrap_or(u32::MAX))
+}
+
+/// The node that comes before all others, for a client or for an address: each node first gives
+/// the addresses that fall to it, so that nodes that answer at the same time do not give the same.
+pub fn first(octets: &[u8], named: Option<NodeId>, nodes: &[NodeId]) -> Option<NodeId> {
+    let nodes = nodes.iter().copied();
+    nodes.max_by_key(|node| place(octets, named, *node))
+}
+
+fn place(octets: &[u8], named: Option<NodeId>, node: NodeId) -> (bool, u64, NodeId) {
+    (Some(node) == named, weight(octets, node), node)
 }
 
 /// How long a node of this rank waits for those before it. A relay may have sent the packet to
@@ -32,6 +45,12 @@ pub fn delay(rank: u32, relayed: bool) -> Duration {
     } else {
         rank.min(RANK_MAX)
     }
+}
+
+/// How long a node waits that leaves a packet to all its `peers`.
+pub fn delay_of_all(peers: usize) -> Duration {
+    let peers = u32::try_from(peers).unwrap_or(u32::MAX);
+    STEP * peers.saturating_add(1).min(RANK_MAX)
 }
 
 /// A hash of octets that is the same on every node and version: FNV-1a, finished by a mixer.
@@ -61,13 +80,6 @@ mod tests {
 
     const NODES: [NodeId; 3] = [NodeId(256), NodeId(512), NodeId(1024)];
 
-    fn first(sender: &[u8], nodes: &[NodeId]) -> Option<NodeId> {
-        nodes
-            .iter()
-            .copied()
-            .find(|node| rank(sender, None, nodes, *node) == Some(0))
-    }
-
     #[test]
     fn ranks_are_a_permutation_and_spread_evenly() {
         let mut counts = [0; 3];
@@ -94,9 +106,9 @@ mod tests {
         let alive = [NODES[0], NODES[2]];
         for client in 0..500u32 {
             let sender = client.to_be_bytes();
-            let before = first(&sender, &NODES);
+            let before = first(&sender, None, &NODES);
             if before != Some(NODES[1]) {
-                assert_eq!(first(&sender, &alive), before);
+                assert_eq!(first(&sender, None, &alive), before);
             }
         }
     }
@@ -107,7 +119,7 @@ mod tests {
             let sender = client.to_be_bytes();
             assert_eq!(rank(&sender, Some(NODES[1]), &NODES, NODES[1]), Some(0));
             let alive = [NODES[0], NODES[2]];
-            assert!(first(&sender, &alive).is_some());
+            assert!(first(&sender, None, &alive).is_some());
             assert_eq!(
                 rank(&sender, Some(NODES[1]), &alive, NODES[0]),
                 rank(&sender, None, &alive, NODES[0])

@@ -13,12 +13,12 @@ use super::request::Request;
 /// Texts with what they became.
 pub type Rendered = BTreeMap<String, Result<String, String>>;
 
-/// Whether the client's subnet has options to render.
+/// Whether a subnet of the client's link has options to render.
 pub fn needed(state: &State, request: &Request) -> bool {
     templates(state, request).next().is_some()
 }
 
-/// Renders the options of the client's subnet for the client.
+/// Renders the options of the client's link for the client.
 pub async fn render(cluster: &Cluster, request: &Request) -> Rendered {
     let (node, nodes) = template::nodes(cluster);
     let jobs: Vec<(String, Job)> = cluster.read(|state| {
@@ -44,8 +44,7 @@ pub async fn render(cluster: &Cluster, request: &Request) -> Rendered {
 
 fn templates<'a>(state: &'a State, request: &Request) -> impl Iterator<Item = &'a str> {
     state
-        .subnet_of_link(&request.client.link)
-        .into_iter()
+        .subnets_of_link(&request.client.link)
         .flat_map(|subnet| subnet.options.values())
         .map(String::as_str)
         .filter(|value| is_template(value))

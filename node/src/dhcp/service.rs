@@ -1,27 +1,29 @@
 //! The shell: batches of packets become decisions under one read of the state, decisions become
 //! replies and proposals.
 
-use std::net::{IpAddr, Ipv4Addr};
+mod look;
+
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::MessageType;
 use muster_raft::Cluster;
-use muster_storage::model::{NodeId, Timestamp};
-use muster_storage::state::State;
+use muster_storage::model::NodeId;
 use muster_storage::{Actor, Command, Outcome, Proposal, RequestId};
 use tokio::sync::{Semaphore, watch};
 
 use super::Options;
 use super::clock::Clock;
-use super::decide::{Action, PeerView, Reason, conclude, decide, honoured};
+use super::decide::{Action, Reason, conclude};
 use super::metrics;
-use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, SAME_COPY, client_hash};
+use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, SAME_COPY};
 use super::rank;
 use super::rendering::{self, Rendered};
 use super::reply::Reply;
 use super::request::{Arrival, Request};
 use super::socket::{Link, Port};
+use look::{Looked, Stage, Verdict};
 
 /// Requests that wait for a commit, a read-index or a peer, at most; more are dropped.
 const WAITING_MAX: usize = 4096;
@@ -63,33 +65,6 @@ struct Exchange {
     hash: ExchangeHash,
     received: Instant,
     rendered: Arc<Rendered>,
-}
-
-/// What the cluster looks like to this node, read once for a batch.
-struct Standing {
-    now: Timestamp,
-    quorum: bool,
-    caught_up: bool,
-    live: Vec<NodeId>,
-}
-
-/// What is to be done about a packet.
-struct Looked {
-    action: Action,
-    /// The address to answer from.
-    source: Ipv4Addr,
-    /// By what the client is known.
-    client: Option<ClientHash>,
-}
-
-/// What a first look at the state said.
-enum Verdict {
-    /// Do this.
-    Now(Looked),
-    /// Others come first.
-    After(Duration),
-    /// Options have to be rendered first.
-    Render,
 }
 
 impl Service {
@@ -232,7 +207,7 @@ impl Service {
             let rendered = rendering::render(&self.cluster, &exchange.request).await;
             exchange.rendered = Arc::new(rendered);
         }
-        let looked = self.look(&exchange, false);
+        let looked = self.look(&exchange, Stage::InTurn);
         if unheard && matches!(looked.action, Action::Reply(_) | Action::Propose(_)) {
             // They would have answered too: the relay does not send to them.
             let relay = exchange.request.giaddr;
@@ -253,7 +228,7 @@ impl Service {
     /// Carries an action through to its reply.
     async fn finish(self: Arc<Self>, exchange: Exchange, mut looked: Looked) {
         let mut notices = Vec::new();
-        let mut confirmed = false;
+        let mut stage = Stage::InTurn;
         loop {
             let caught_up = match looked.action {
                 Action::Reply(reply) => {
@@ -271,18 +246,20 @@ impl Service {
                         .await;
                     break;
                 }
-                Action::Confirm if confirmed => return silent(&exchange, Reason::NotCaughtUp),
-                Action::Confirm => {
-                    confirmed = self.catch_up().await;
-                    confirmed
+                Action::Confirm if stage == Stage::CaughtUp => {
+                    return silent(&exchange, Reason::NotCaughtUp);
                 }
+                Action::Confirm => self.catch_up().await,
                 Action::Silent(Reason::NoQuorum) => false,
                 Action::Silent(reason) => return silent(&exchange, reason),
             };
             if !caught_up && let Err(reason) = self.outlast_election(&exchange).await {
                 return silent(&exchange, reason);
             }
-            looked = self.look(&exchange, confirmed);
+            if caught_up {
+                stage = Stage::CaughtUp;
+            }
+            looked = self.look(&exchange, stage);
         }
         self.tell(&notices);
     }
@@ -347,7 +324,7 @@ impl Service {
         };
         let standing = self.standing();
         let reply = self.cluster.read(|state| {
-            self.view(state, &standing, exchange, true, |view| {
+            self.view(state, &standing, exchange, Stage::CaughtUp, |view| {
                 conclude(state, &exchange.request, &outcome, view, standing.now)
             })
         });
@@ -360,158 +337,6 @@ impl Service {
                 }
                 silent(exchange, reason);
             }
-        }
-    }
-
-    /// Who answers, and what, when a packet comes in.
-    fn first_look(&self, state: &State, standing: &Standing, exchange: &Exchange) -> Verdict {
-        let request = &*exchange.request;
-        let copy = self.recent().is_copy(exchange.hash, exchange.received);
-        self.note_choice(state, standing, exchange);
-        let rank = self.rank(state, standing, request);
-        // A client that asks again was not heard, or its answer was lost: whoever can, answers.
-        // All nodes choose the same address, so that more answers than one do no harm.
-        let again = copy && matches!(request.kind, MessageType::Request | MessageType::Discover);
-        match rank {
-            Some(rank) if rank > 0 && !again && !self.only_here(exchange) => {
-                Verdict::After(rank::delay(rank, request.relayed()))
-            }
-            _ if rendering::needed(state, request) => Verdict::Render,
-            // A node without a rank has no identifier here either: `decide` says so.
-            _ => Verdict::Now(self.look_at(state, standing, exchange, false)),
-        }
-    }
-
-    /// Whether no peer can have the packet: it came by unicast from its client, or from a relay
-    /// that sends to this node alone.
-    fn only_here(&self, exchange: &Exchange) -> bool {
-        let request = &*exchange.request;
-        if request.relayed() {
-            return self
-                .recent()
-                .is_only_here(request.giaddr, exchange.received);
-        }
-        let arrival = &request.arrival;
-        arrival.link.contains(&arrival.destination)
-    }
-
-    /// A REQUEST heard by all tells which offer the client took (RFC 2131 §4.3.2).
-    fn note_choice(&self, state: &State, standing: &Standing, exchange: &Exchange) {
-        let request = &*exchange.request;
-        let (Some(named), Some(address)) = (request.server_id, request.client.requested) else {
-            return;
-        };
-        let Some(client) = known_as(state, request) else {
-            return;
-        };
-        let mut recent = self.recent();
-        if honoured(state, request, named, standing.now) {
-            recent.note(Notice::Offered(address, client), exchange.received);
-        } else {
-            recent.forget_offers(client);
-        }
-    }
-
-    /// This node's place among those that can answer: the live members with an identifier on the
-    /// client's subnet; or, of a relayed packet, with any, because a relay reaches them all.
-    fn rank(&self, state: &State, standing: &Standing, request: &Request) -> Option<u32> {
-        let subnet = state.subnet_of_link(&request.client.link)?;
-        let on_link = |address: &Ipv4Addr| request.relayed() || subnet.cidr.contains(address);
-        let nodes: Vec<NodeId> = state
-            .members()
-            .filter(|member| member.id == self.node || standing.live.contains(&member.id))
-            .filter(|member| member.identifiers.iter().any(on_link))
-            .map(|member| member.id)
-            .collect();
-        rank::rank(request.sender(), chosen(state, request), &nodes, self.node)
-    }
-
-    fn look(&self, exchange: &Exchange, confirmed: bool) -> Looked {
-        let standing = self.standing();
-        self.cluster
-            .read(|state| self.look_at(state, &standing, exchange, confirmed))
-    }
-
-    fn look_at(
-        &self,
-        state: &State,
-        standing: &Standing,
-        exchange: &Exchange,
-        confirmed: bool,
-    ) -> Looked {
-        self.view(state, standing, exchange, confirmed, |view| Looked {
-            action: decide(state, &exchange.request, view, standing.now),
-            source: view.identifier.unwrap_or(Ipv4Addr::UNSPECIFIED),
-            client: known_as(state, &exchange.request),
-        })
-    }
-
-    /// Calls `then` with what `decide` needs to know.
-    fn view<T>(
-        &self,
-        state: &State,
-        standing: &Standing,
-        exchange: &Exchange,
-        confirmed: bool,
-        then: impl FnOnce(&PeerView<'_>) -> T,
-    ) -> T {
-        let request = &*exchange.request;
-        let identifier = self.identifier(state, request);
-        let advertised = match self.options.advertise {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        };
-        // On its own link a client reaches us at the address there; through a relay, where we say.
-        let address = match (request.relayed(), identifier, advertised) {
-            (false, Some(on_link), _) => on_link,
-            (_, _, Some(advertised)) => advertised,
-            (_, identifier, None) => identifier.unwrap_or(Ipv4Addr::UNSPECIFIED),
-        };
-        let client = known_as(state, request).unwrap_or_default();
-        let now = Instant::now();
-        then(&PeerView {
-            node: self.node,
-            identifier,
-            address,
-            boot_port: self.options.boot_port,
-            quorum: standing.quorum,
-            caught_up: standing.caught_up,
-            confirmed,
-            live: &|node| node == self.node || standing.live.contains(&node),
-            avoid: &|address| self.recent().offered_to_other(address, client, now),
-            render: &|text| {
-                let rendered = exchange.rendered.get(text).cloned();
-                rendered.unwrap_or_else(|| Err("changed while it was rendered".to_owned()))
-            },
-        })
-    }
-
-    /// The registered address of this node to answer from: the one that the packet came to, else
-    /// one on the client's link.
-    fn identifier(&self, state: &State, request: &Request) -> Option<Ipv4Addr> {
-        let own = &state.member(self.node)?.identifiers;
-        if own.contains(&request.arrival.destination) {
-            return Some(request.arrival.destination);
-        }
-        let here = || {
-            let link = request.arrival.link.iter();
-            link.copied().filter(|address| own.contains(address))
-        };
-        let subnet = state.subnet_of_link(&request.client.link)?;
-        here()
-            .find(|address| subnet.cidr.contains(address))
-            .or_else(|| here().next().filter(|_| request.relayed()))
-    }
-
-    fn standing(&self) -> Standing {
-        let quorum = self.cluster.has_quorum();
-        let (now, steady) = self.clock.now(quorum);
-        Standing {
-            // A slow clock must not stretch what a leader's clock has ended.
-            now: now.max(self.cluster.read(State::time)),
-            quorum,
-            caught_up: self.cluster.caught_up_once() && steady,
-            live: self.live.borrow().iter().copied().map(NodeId).collect(),
         }
     }
 
@@ -534,11 +359,7 @@ impl Service {
             tracing::debug!(?destination, %problem, "reply not sent");
             return metrics::dropped("send_failed");
         }
-        if let (MessageType::Offer, Some(client), false) =
-            (reply.kind, client, reply.yiaddr.is_unspecified())
-        {
-            notices.push(Notice::Offered(reply.yiaddr, client));
-        }
+        notices.extend(offered(reply, client));
         notices.push(Notice::Exchange(exchange.hash, Progress::Answered));
         metrics::sent(reply.kind, exchange.received.elapsed());
         tracing::debug!(
@@ -558,30 +379,20 @@ impl Service {
         let now = Instant::now();
         let mut recent = self.recent();
         for notice in notices {
-            recent.note(*notice, now);
+            // Offers are noted when they are made.
+            if !matches!(notice, Notice::Offered(..)) {
+                recent.note(*notice, now);
+            }
         }
         drop(recent);
         self.cluster.gossip(Notice::encode(notices));
     }
 }
 
-/// The node that the client has to do with already: it named it, or has its address from it.
-fn chosen(state: &State, request: &Request) -> Option<NodeId> {
-    if let Some(named) = request.server_id {
-        return state.identifier(named).map(|identifier| identifier.node);
-    }
-    let address = match request.ciaddr.is_unspecified() {
-        true => request.client.requested?,
-        false => request.ciaddr,
-    };
-    state.lease(address).map(|record| record.object.node)
-}
-
-/// By what the client is known on its subnet.
-fn known_as(state: &State, request: &Request) -> Option<ClientHash> {
-    let subnet = state.subnet_of_link(&request.client.link)?;
-    let key = state.client_key(&request.client, subnet)?;
-    Some(client_hash(&key))
+/// The offer that a reply makes.
+fn offered(reply: &Reply, client: Option<ClientHash>) -> Option<Notice> {
+    let offer = reply.kind == MessageType::Offer && !reply.yiaddr.is_unspecified();
+    Some(Notice::Offered(reply.yiaddr, client.filter(|_| offer)?))
 }
 
 fn exchange_hash(request: &Request) -> ExchangeHash {

@@ -12,6 +12,7 @@ use muster_storage::command::{Founding, PutMode};
 use muster_storage::model::{
     Lease, Machine, Member, NodeId, Object, Octets, Reservation, Settings, Sha256, Subnet,
 };
+use muster_storage::state::Claim;
 use muster_storage::{
     Actor, Command, Effect, Entry, Mac, Outcome, Proposal, RequestId, Revision, State, Timestamp,
 };
@@ -38,6 +39,13 @@ pub struct World {
     pub caught_up: bool,
     pub identifier: Option<Ipv4Addr>,
     pub dead: Option<NodeId>,
+    /// What is on offer to the client.
+    pub offered: Option<Ipv4Addr>,
+    /// What is on offer to others.
+    pub claimed: Vec<Ipv4Addr>,
+    /// Who claims the rest.
+    pub claim: Claim,
+    pub insist: bool,
 }
 
 pub fn subnet() -> Subnet {
@@ -81,6 +89,10 @@ impl World {
             caught_up: true,
             identifier: Some(NODE),
             dead: None,
+            offered: None,
+            claimed: Vec::new(),
+            claim: Claim::None,
+            insist: false,
         };
         world.apply(Command::Found(Box::new(Founding {
             cluster_id: uuid::Uuid::nil(),
@@ -165,7 +177,12 @@ impl World {
             caught_up: self.caught_up,
             confirmed,
             live: &|node| Some(node) != self.dead,
-            avoid: &|_| false,
+            claim: &|address| match self.claimed.contains(&address) {
+                true => Claim::Offered,
+                false => self.claim,
+            },
+            insist: self.insist,
+            offered: self.offered,
             render: &|text| Ok(text.replace("{{ node }}", "10.77.0.1")),
         })
     }

@@ -39,7 +39,7 @@ pub struct Offer {
 }
 
 /// The rule that gives an address, in order of precedence (RFC 2131 §4.3.1, reservations first).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Grant {
     /// A reservation names the client.
     Reservation,
@@ -53,13 +53,38 @@ pub enum Grant {
     Pool,
 }
 
+/// Who else may be about to take an address that is free. Known to a node beside the state, and
+/// only a guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Claim {
+    /// Nobody.
+    None,
+    /// It falls to this node, which gives it to clients that fall to others last.
+    Own,
+    /// It falls to another node, which may be giving it away at this moment.
+    Peer,
+    /// It is on offer to another client.
+    Offered,
+}
+
 impl State {
-    /// The subnet of a client's link.
-    pub fn subnet_of_link(&self, link: &[Ipv4Addr]) -> Option<&Subnet> {
-        let name = link
-            .iter()
-            .find_map(|address| self.pools.subnet_of(*address))?;
-        self.subnet(name)
+    /// The subnets of a client's link, in order of their networks: one, unless several share it
+    /// because the link has addresses of several.
+    pub fn subnets_of_link(&self, link: &[Ipv4Addr]) -> impl Iterator<Item = &Subnet> + use<'_> {
+        let networks = link.iter().filter_map(|it| self.pools.network_of(*it));
+        let mut networks: Vec<_> = networks.collect();
+        // The same order on every node, in whichever its interface has its addresses.
+        networks.sort_unstable();
+        networks.dedup();
+        networks
+            .into_iter()
+            .filter_map(|(_, name)| self.subnet(name))
+    }
+
+    /// The subnet of a client's link that holds `address`.
+    pub fn subnet_with(&self, link: &[Ipv4Addr], address: Ipv4Addr) -> Option<&Subnet> {
+        self.subnets_of_link(link)
+            .find(|subnet| subnet.cidr.contains(&address))
     }
 
     /// A subnet by name.
@@ -106,15 +131,28 @@ impl State {
             .filter_map(|address| self.leases.get(address))
     }
 
-    /// The address that a client would be offered now. `avoid` names addresses that are on offer to
-    /// others. Reads only; the same on every node that has applied the same entries.
+    /// The address that a client would be offered now, with regard to what others `claim`; of
+    /// several subnets that share the link, by the rule that comes first, else in their order.
+    /// Reads only; the same on every node that has applied the same entries and knows the same
+    /// claims.
     pub fn offer(
         &self,
         client: &Client,
-        avoid: &dyn Fn(Ipv4Addr) -> bool,
+        claim: &dyn Fn(Ipv4Addr) -> Claim,
         now: Timestamp,
     ) -> Option<Offer> {
-        let subnet = self.subnet_of_link(&client.link)?;
+        self.subnets_of_link(&client.link)
+            .filter_map(|subnet| self.offer_on(subnet, client, claim, now))
+            .min_by_key(|offer| offer.rule)
+    }
+
+    fn offer_on(
+        &self,
+        subnet: &Subnet,
+        client: &Client,
+        claim: &dyn Fn(Ipv4Addr) -> Claim,
+        now: Timestamp,
+    ) -> Option<Offer> {
         if matches!(subnet.mode, SubnetMode::Off | SubnetMode::Proxy) {
             return None;
         }
@@ -127,14 +165,15 @@ impl State {
                 rule,
             })
         };
-        if let Some((address, rule)) = self.owed(client, &key, subnet, now) {
+        if let Some((address, rule)) = self.owed_on(subnet, client, &key, now) {
             return offer(address, rule);
         }
         if subnet.mode == SubnetMode::ReservedOnly {
             return None;
         }
         let free = |address: &Ipv4Addr| {
-            self.may_have(client, &key, subnet, *address).is_ok() && !avoid(*address)
+            self.may_have(client, &key, subnet, *address).is_ok()
+                && claim(*address) != Claim::Offered
         };
         let previous = self
             .leases_of(&key)
@@ -148,16 +187,25 @@ impl State {
         if let Some(address) = client.requested.filter(free) {
             return offer(address, Grant::Requested);
         }
-        let address = self.pools.pick(subnet.cidr.network(), seed(&key), avoid)?;
+        let address = self.pools.pick(subnet.cidr.network(), seed(&key), claim)?;
         offer(address, Grant::Pool)
     }
 
     /// The address that the client must get if it gets any: its reservation, else its binding.
-    fn owed(
+    fn owed(&self, client: &Client, now: Timestamp) -> Option<(Ipv4Addr, Grant)> {
+        self.subnets_of_link(&client.link)
+            .filter_map(|subnet| {
+                let key = self.client_key(client, subnet)?;
+                self.owed_on(subnet, client, &key, now)
+            })
+            .min_by_key(|(_, rule)| *rule)
+    }
+
+    fn owed_on(
         &self,
+        subnet: &Subnet,
         client: &Client,
         key: &ClientKey,
-        subnet: &Subnet,
         now: Timestamp,
     ) -> Option<(Ipv4Addr, Grant)> {
         let allowed = |address: &Ipv4Addr| self.may_have(client, key, subnet, *address).is_ok();
@@ -254,9 +302,9 @@ impl State {
         address: Ipv4Addr,
         now: Timestamp,
     ) -> Option<(&Lease, u32)> {
-        let subnet = self.subnet_of_link(&client.link)?;
+        let subnet = self.subnet_with(&client.link, address)?;
         let key = self.client_key(client, subnet)?;
-        let (owed, _) = self.owed(client, &key, subnet, now)?;
+        let (owed, _) = self.owed(client, now)?;
         let lease = &self.leases.get(&address)?.object;
         let holds = owed == address
             && lease.client == key
@@ -273,12 +321,12 @@ impl State {
         let (client, address, at) = (&bind.client, bind.address, context.at);
         let foreign = Rejection::NotForClient { address };
         let subnet = self
-            .subnet_of_link(&client.link)
+            .subnet_with(&client.link, address)
             .ok_or(foreign.clone())?
             .clone();
         let key = self.client_key(client, &subnet).ok_or(foreign.clone())?;
         self.may_have(client, &key, &subnet, address)?;
-        match self.owed(client, &key, &subnet, at) {
+        match self.owed(client, at) {
             Some((owed, _)) if owed != address => return Err(foreign),
             None if subnet.mode == SubnetMode::ReservedOnly => return Err(foreign),
             _ => {}
@@ -324,13 +372,17 @@ impl State {
                 .clone()
                 .or_else(|| running.and_then(|lease| lease.relay.clone())),
         };
-        // A client has one address on a subnet: what it had before is given back.
+        // A client has one address on a link: what it had before is given back.
+        let on_link = |name: &str| {
+            let mut subnets = self.subnets_of_link(&client.link);
+            subnets.any(|subnet| subnet.name == name)
+        };
         let left: Vec<Ipv4Addr> = self
             .leases_of(&key)
             .map(|record| &record.object)
             .filter(|other| {
                 other.address != address
-                    && other.subnet == subnet.name
+                    && on_link(&other.subnet)
                     && other.state == LeaseState::Bound
             })
             .map(|other| other.address)

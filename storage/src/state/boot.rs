@@ -118,7 +118,7 @@ impl State {
         match object {
             Object::Bootenv(bootenv) => self.bootenv_problems(bootenv),
             Object::Machine(machine) => self.machine_problems(machine),
-            Object::Reservation(reservation) => match self.pools.subnet_of(reservation.address) {
+            Object::Reservation(reservation) => match self.pools.network_of(reservation.address) {
                 Some(_) => Vec::new(),
                 None => vec![format!("no subnet holds {}", reservation.address)],
             },

@@ -12,7 +12,7 @@ mod remember;
 mod row;
 mod table;
 
-pub use bind::{Grant, Offer};
+pub use bind::{Claim, Grant, Offer};
 pub use boot::{BootClient, BootPlan, BootTarget};
 pub use params::GLOBAL;
 pub use remember::{KEY_MILLIS, KEY_MILLIS_MIN, KEYS_MAX, RETRIES_MAX, RETRY_MILLIS, Remembered};

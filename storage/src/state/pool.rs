@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
+use super::bind::Claim;
 use crate::model::{Lease, Mac, Octets, Pool, Record, Reservation, Subnet};
 use uuid::Uuid;
 
@@ -93,16 +94,34 @@ impl Bitmap {
     }
 }
 
+impl Bitmap {
+    /// Free addresses in the order that `seed` gives: some that are spread, so that losers of one
+    /// race part, then those that follow, so that the last of a pool are found.
+    fn probes(&self, seed: u64) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let length = self.pool.len();
+        let stride = seed as u32 % 61;
+        let mut start = (seed % u64::from(length)) as u32;
+        let free = length - self.taken;
+        (0..SPREAD.saturating_add(free).min(PROBES_MAX)).map_while(move |probe| {
+            let address = self.free_from(start)?;
+            let leap = if probe < SPREAD { stride * probe } else { 0 };
+            let next = u32::from(address) - u32::from(self.pool.first) + 1 + leap;
+            start = next % length;
+            Some(address)
+        })
+    }
+}
+
 impl Pools {
-    /// Name of the subnet whose network holds `address`.
-    pub fn subnet_of(&self, address: Ipv4Addr) -> Option<&str> {
-        self.network_of(address)
-            .map(|network| network.subnet.as_str())
+    /// The network that holds `address`: its own address and the name of its subnet.
+    pub fn network_of(&self, address: Ipv4Addr) -> Option<(Ipv4Addr, &str)> {
+        let network = self.network(address)?;
+        Some((network.cidr.network(), &network.subnet))
     }
 
     /// Whether a dynamic lease may have `address` on its subnet.
     pub fn pooled(&self, address: Ipv4Addr) -> bool {
-        self.network_of(address)
+        self.network(address)
             .is_some_and(|network| network.pools.iter().any(|map| map.pool.contains(address)))
     }
 
@@ -125,36 +144,31 @@ impl Pools {
             })
     }
 
-    /// The first free address of the subnet of `link` in the order that `seed` gives, skipping
-    /// what `avoid` names. At most [`PROBES_MAX`] addresses are looked at.
+    /// The first free address that nobody claims, in the order that `seed` gives over the pools of
+    /// the subnet at `network`; else the first of those with the weakest claim.
     pub fn pick(
         &self,
-        subnet_address: Ipv4Addr,
+        network: Ipv4Addr,
         seed: u64,
-        avoid: &dyn Fn(Ipv4Addr) -> bool,
+        claim: &dyn Fn(Ipv4Addr) -> Claim,
     ) -> Option<Ipv4Addr> {
-        let network = self.network_of(subnet_address)?;
-        let pools = network.pools.len() as u64;
-        (0..pools).find_map(|step| {
-            let map = network
-                .pools
-                .get(((seed % pools + step) % pools) as usize)?;
-            let mut start = (seed / pools.max(1) % u64::from(map.pool.len())) as u32;
-            let mut skipped = None;
-            for probe in 0..PROBES_MAX {
-                let address = map.free_from(start)?;
-                if !avoid(address) {
-                    return Some(address);
+        let network = self.network(network)?;
+        let pools = network.pools.len().max(1);
+        let (later, sooner) = network.pools.split_at((seed % pools as u64) as usize);
+        let mut second: Option<(Claim, Ipv4Addr)> = None;
+        for map in sooner.iter().chain(later) {
+            for address in map.probes(seed / pools as u64) {
+                match claim(address) {
+                    Claim::None => return Some(address),
+                    claimed if second.is_none_or(|(least, _)| claimed < least) => {
+                        second = Some((claimed, address));
+                    }
+                    _ => {}
                 }
-                skipped.get_or_insert(address);
-                // Spread the further probes by an odd stride, so that losers of one race part.
-                let next =
-                    u32::from(address) - u32::from(map.pool.first) + 1 + (seed as u32 % 61) * probe;
-                start = next % map.pool.len();
             }
-            // Everything seen is on offer to somebody: the offers may lapse, so offer one again.
-            skipped
-        })
+        }
+        // Offers may lapse, so one is made again rather than none.
+        second.map(|(_, address)| address)
     }
 
     pub fn set_subnet(
@@ -218,14 +232,18 @@ impl Pools {
         }
     }
 
-    fn network_of(&self, address: Ipv4Addr) -> Option<&Network> {
+    fn network(&self, address: Ipv4Addr) -> Option<&Network> {
         let (_, network) = self.networks.range(..=address).next_back()?;
         network.cidr.contains(&address).then_some(network)
     }
 }
 
-/// Addresses that one search looks at: offers to others are few, so more would only cost time.
-const PROBES_MAX: u32 = 64;
+/// Addresses of one search that are spread over the pool.
+const SPREAD: u32 = 64;
+
+/// Addresses of one pool that one search looks at: with more than this many offers to others, one
+/// more race is cheaper than the search.
+const PROBES_MAX: u32 = 4096;
 
 /// Reservations by owner. Derived from rows; never stored.
 #[derive(Clone, Debug, Default)]
