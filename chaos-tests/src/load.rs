@@ -2,7 +2,8 @@
 
 use std::fmt::{self, Display};
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 
@@ -10,6 +11,7 @@ use crate::cluster::Cluster;
 use crate::crowd::{self, Given};
 use crate::dhcp::{Client, Port};
 use crate::invariant;
+use crate::lab::wait_until;
 use crate::node::Node;
 use crate::wire::mac_text;
 
@@ -19,7 +21,13 @@ const AT_ONCE: usize = 16;
 const CLIENTS: u32 = 40_000;
 
 /// Writes that go on until they are stopped.
-pub struct Load;
+#[derive(Debug, Default)]
+pub struct Load {
+    stop: AtomicBool,
+    /// Acknowledged so far.
+    leases: AtomicUsize,
+    objects: AtomicUsize,
+}
 
 /// What was acknowledged.
 #[derive(Debug, Default)]
@@ -31,17 +39,21 @@ pub struct Acknowledged {
 }
 
 impl Load {
-    /// Has clients get addresses and an operator make profiles, until `stop`. Each `round` has
-    /// clients and names of its own. Writes that fail are not acknowledged, which is all they are.
-    pub fn run(cluster: &Cluster, round: u8, stop: &AtomicBool) -> Result<Acknowledged> {
+    /// Has clients get addresses and an operator make profiles, until [`Load::stop`]. Each `round`
+    /// has clients and names of its own. Writes that fail are not acknowledged, which is all they
+    /// are.
+    pub fn run(&self, cluster: &Cluster, round: u8) -> Result<Acknowledged> {
         let host = cluster.lab().host(&format!("load{round}"), None)?;
         let port = Port::direct(&host)?;
         let clients: Vec<Client> = (0..CLIENTS)
             .map(|number| Client::numbered(round, number))
             .collect();
         std::thread::scope(|scope| {
-            let operator = scope.spawn(|| create_profiles(cluster, round, stop));
-            let served = crowd::seek(&port, &clients, AT_ONCE, |_| stop.load(Ordering::Relaxed))?;
+            let operator = scope.spawn(|| self.create_profiles(cluster, round));
+            let served = crowd::seek(&port, &clients, AT_ONCE, |served| {
+                self.leases.store(served.given.len(), Ordering::Relaxed);
+                self.stop.load(Ordering::Relaxed)
+            })?;
             let objects = operator.join().map_err(|_| anyhow!("the operator broke"))?;
             Ok(Acknowledged {
                 leases: served.given,
@@ -49,21 +61,36 @@ impl Load {
             })
         })
     }
-}
 
-fn create_profiles(cluster: &Cluster, round: u8, stop: &AtomicBool) -> Result<Vec<String>> {
-    let mut created = Vec::new();
-    let mut number = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let node = cluster.node(number % cluster.nodes().len());
-        let name = format!("load-{round}-{number}");
-        let call = ["--timeout", "1s", "profiles", "create", "-f", "-"];
-        if node.cli_with(&call, &format!("name: {name}\n"))?.code == 0 {
-            created.push(name);
-        }
-        number += 1;
+    /// Waits until so many writes of each kind are acknowledged.
+    pub fn wait(&self, leases: usize, objects: usize, timeout: Duration) -> Result<()> {
+        wait_until("writes to be acknowledged", timeout, || {
+            let enough = self.leases.load(Ordering::Relaxed) >= leases
+                && self.objects.load(Ordering::Relaxed) >= objects;
+            Ok(enough.then_some(()))
+        })
     }
-    Ok(created)
+
+    /// Ends the writes.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn create_profiles(&self, cluster: &Cluster, round: u8) -> Result<Vec<String>> {
+        let mut created = Vec::new();
+        let mut number = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            let node = cluster.node(number % cluster.nodes().len());
+            let name = format!("load-{round}-{number}");
+            let call = ["--timeout", "1s", "profiles", "create", "-f", "-"];
+            if node.cli_with(&call, &format!("name: {name}\n"))?.code == 0 {
+                created.push(name);
+                self.objects.store(created.len(), Ordering::Relaxed);
+            }
+            number += 1;
+        }
+        Ok(created)
+    }
 }
 
 impl Acknowledged {

@@ -1,9 +1,6 @@
 //! All nodes lose power at once: what is left is what was synced. And with syncing switched off
 //! leases are lost, so that it is known that this story can fail.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
 use anyhow::{Result, anyhow, ensure};
 use muster_chaos::cluster::Cluster;
 use muster_chaos::disk::Disk;
@@ -13,6 +10,10 @@ use muster_chaos::{content, invariant};
 use nix::sys::signal::Signal;
 
 use crate::{PATIENCE, tell};
+
+/// So much is worth losing.
+const LEASES: usize = 200;
+const OBJECTS: usize = 4;
 
 #[test]
 fn nothing_acknowledged_is_lost_by_a_power_cut_of_all() -> Result<()> {
@@ -60,19 +61,16 @@ fn cut_power(flags: &[&str]) -> Result<(Cluster, Vec<Disk>, Acknowledged)> {
         disk.settle()?;
     }
 
-    let stop = AtomicBool::new(false);
+    let load = Load::default();
     let (acknowledged, snapshots) = std::thread::scope(|scope| {
-        let load = scope.spawn(|| Load::run(&cluster, 0, &stop));
-        std::thread::sleep(Duration::from_secs(4));
-        let snapshots = freeze(&cluster, &disks);
-        stop.store(true, Ordering::Relaxed);
-        let acknowledged = load.join().map_err(|_| anyhow!("the load broke"))??;
+        let running = scope.spawn(|| load.run(&cluster, 0));
+        let snapshots = load
+            .wait(LEASES, OBJECTS, PATIENCE)
+            .and_then(|()| freeze(&cluster, &disks));
+        load.stop();
+        let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))??;
         anyhow::Ok((acknowledged, snapshots?))
     })?;
-    ensure!(
-        acknowledged.leases.len() > 50,
-        "too little to lose: {acknowledged}"
-    );
     for node in cluster.nodes() {
         node.kill()?;
     }
