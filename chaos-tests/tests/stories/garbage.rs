@@ -9,10 +9,10 @@ use anyhow::{Result, ensure};
 use muster_chaos::cluster::Cluster;
 use muster_chaos::content;
 use muster_chaos::dhcp::{Client, Port, encode};
-use muster_chaos::lab::Host;
+use muster_chaos::lab::{Host, wait_until};
 use muster_chaos::wire::{Datagram, EVERYBODY, Wire};
 
-use crate::{MAC, curl, tell};
+use crate::{MAC, PATIENCE, curl, tell};
 
 /// Datagrams to each port.
 const DATAGRAMS: u32 = 3000;
@@ -32,12 +32,31 @@ fn garbage_harms_nobody() -> Result<()> {
             println!("{name}: {before} to {after}");
             ensure!(after > before, "{name} does not grow");
         }
+        tftp_refusals(&cluster, &host)?;
         let before = counted(&cluster, &["muster_boot_requests_total"])?;
         requests(&cluster, &host, &mut random)?;
         let after = counted(&cluster, &["muster_boot_requests_total"])?;
         ensure!(after > before, "nothing counts odd requests");
         serves(&cluster)
     })
+}
+
+/// What TFTP refuses is counted by its reason.
+fn tftp_refusals(cluster: &Cluster, host: &Host) -> Result<()> {
+    let node = cluster.node(0);
+    for (request, result) in [
+        (b"\x00\x02x\x00octet\x00", "denied"),
+        (b"\x00\x01x\x00octet\x00", "not_found"),
+    ] {
+        let counter = format!("muster_tftp_transfers_total{{result=\"{result}\"}}");
+        let before = node.metric(&counter)?;
+        let socket = host.inside(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+        socket.send_to(request, (node.address(), 69))?;
+        wait_until("a refusal to be counted", PATIENCE, || {
+            Ok((node.metric(&counter)? > before).then_some(()))
+        })?;
+    }
+    Ok(())
 }
 
 /// Nodes run and answer clients as ever.

@@ -30,7 +30,7 @@ pub fn describe() {
     describe_gauge!(CONNECTIONS, "Open HTTP boot connections");
     describe_counter!(
         TFTP_TRANSFERS,
-        "TFTP transfers by result: read (all octets were taken), cut, not_found, refused, failed"
+        "TFTP requests by result: read (all octets were taken), cut, not_found, denied (a write), busy (too many transfers), failed; what is no request is not answered and not counted"
     );
     describe_gauge!(TFTP_ACTIVE, "TFTP transfers that run");
     describe_counter!(TFTP_OCTETS, Unit::Bytes, "Octets handed to TFTP transfers");

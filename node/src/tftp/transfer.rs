@@ -52,7 +52,7 @@ impl async_tftp::server::Handler for Handler {
     ) -> Result<(Transfer, Option<u64>), packet::Error> {
         let address = client.ip().to_canonical();
         let Some(place) = self.active.enter(address) else {
-            metrics::transferred("refused", 0);
+            metrics::transferred("busy", 0);
             tracing::debug!(client = %address, "TFTP request refused: too many transfers");
             return Err(packet::Error::Msg(
                 "too many transfers, ask again".to_owned(),
@@ -83,7 +83,7 @@ impl async_tftp::server::Handler for Handler {
         _: &Path,
         _: Option<u64>,
     ) -> Result<Sink, packet::Error> {
-        metrics::transferred("refused", 0);
+        metrics::transferred("denied", 0);
         tracing::debug!(%client, "TFTP write refused");
         Err(packet::Error::PermissionDenied)
     }
