@@ -271,7 +271,7 @@ async fn stopping_lets_a_transfer_end() {
     site.artifact("big", &bytes).await;
     let mut connection = http::Connection::open(site.address).await;
     connection.begin("GET", "/artifacts/big", &[], b"").await;
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    connection.begun().await;
     site.stop.cancel();
     let answer = connection.answer("GET").await;
     assert_eq!(answer.body.len(), bytes.len());

@@ -17,7 +17,7 @@ use muster_node::dhcp::{self, Interfaces};
 use muster_raft::Cluster;
 use muster_storage::command::PutMode;
 use muster_storage::model::{LeaseState, Object};
-use muster_storage::{Actor, Command, Proposal, RequestId};
+use muster_storage::{Actor, Command, Proposal, RequestId, State};
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio_util::sync::CancellationToken;
@@ -59,16 +59,27 @@ async fn propose(cluster: &Cluster, command: Command) {
     assert!(outcome.result.is_ok(), "{outcome:?}");
 }
 
-/// Serves in one namespace while `client` runs in another, with a link between them; `then` looks
-/// at what the cluster remembers, `rewire` makes the link anew.
-fn with_service(client: impl FnOnce(&dyn Fn()), then: impl FnOnce(&Cluster) + Send + 'static) {
+/// Waits until the state is so.
+async fn wait(cluster: &Cluster, what: &str, so: impl Fn(&State) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !cluster.read(&so) {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Serves in one namespace while `client` runs in another, with a link between them, until the
+/// client has ended and the state is as `until` says. What `client` is given makes the link anew.
+fn with_service(
+    client: impl FnOnce(&dyn Fn()),
+    until: impl Fn(&State) -> bool + Send + Sync + 'static,
+) {
     unshare(CloneFlags::CLONE_NEWNET).expect("root, to make a network namespace");
     run("ip link set lo up");
     let client_thread = nix::unistd::gettid();
     let (ready, is_ready) = mpsc::channel();
     let (rewire, rewired) = mpsc::channel::<()>();
-    let shutdown = CancellationToken::new();
-    let stop = shutdown.clone();
+    let (end, ended) = mpsc::channel::<()>();
     let server = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         connect(client_thread);
@@ -94,23 +105,25 @@ fn with_service(client: impl FnOnce(&dyn Fn()), then: impl FnOnce(&Cluster) + Se
                 tftp_port: 69,
                 advertise: IpAddr::V4(NODE),
             };
+            let stop = CancellationToken::new();
             let serving = tokio::spawn(dhcp::serve(cluster.clone(), options, stop.clone()));
-            while cluster.read(|state| state.identifier(NODE).is_none()) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            // An address is registered after its interface is served.
+            let registered = |state: &State| state.members().any(|it| it.identifiers == [NODE]);
+            wait(&cluster, "the interface", registered).await;
             ready.send(()).unwrap();
-            while !stop.is_cancelled() {
+            while ended.try_recv().is_err() {
                 if rewired.try_recv().is_ok() {
                     run(&format!("ip link del {SERVER_INTERFACE}"));
-                    tokio::time::sleep(Duration::from_secs(3)).await;
+                    wait(&cluster, "its end", |state| !registered(state)).await;
                     connect(client_thread);
-                    tokio::time::sleep(Duration::from_secs(3)).await;
+                    wait(&cluster, "its return", registered).await;
                     ready.send(()).unwrap();
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
+            wait(&cluster, "what the client did", until).await;
+            stop.cancel();
             serving.await.unwrap().unwrap();
-            then(&cluster);
         });
     });
     is_ready.recv().unwrap();
@@ -120,7 +133,7 @@ fn with_service(client: impl FnOnce(&dyn Fn()), then: impl FnOnce(&Cluster) + Se
         is_ready.recv().unwrap();
         run(&format!("ip link set {CLIENT_INTERFACE} up"));
     });
-    shutdown.cancel();
+    end.send(()).unwrap();
     server.join().unwrap();
 }
 
@@ -223,14 +236,11 @@ fn dhclient_gets_and_gives_back_a_lease() {
                 .trim_end_matches(';');
             run(&format!("ip addr add {address}/24 dev {CLIENT_INTERFACE}"));
             dhclient(&["-r"]);
-            thread::sleep(Duration::from_millis(300));
         },
-        |cluster| {
-            let states: Vec<LeaseState> = cluster.read(|state| {
-                let leases = state.leases_after(None);
-                leases.map(|record| record.object.state).collect()
-            });
-            assert_eq!(states, [LeaseState::Released]);
+        |state| {
+            let leases = state.leases_after(None);
+            let states: Vec<LeaseState> = leases.map(|record| record.object.state).collect();
+            states == [LeaseState::Released]
         },
     );
 }
@@ -278,7 +288,7 @@ fn broadcast_relay_and_renewal_reach_their_clients() {
             let (offer, _) = ask(&socket, &relayed, NODE);
             assert_eq!(kind(&offer), MessageType::Offer);
         },
-        |_| {},
+        |_| true,
     );
 }
 
@@ -294,6 +304,6 @@ fn an_interface_that_comes_back_is_served_again() {
             let (again, _) = ask(&socket, &discover, Ipv4Addr::BROADCAST);
             assert_eq!(first.address(16), again.address(16));
         },
-        |_| {},
+        |_| true,
     );
 }

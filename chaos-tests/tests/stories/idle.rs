@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use muster_chaos::cluster::Cluster;
+use muster_chaos::lab::wait_until;
+use muster_chaos::node::Member;
 
 use crate::{PATIENCE, tell};
 
@@ -17,10 +19,13 @@ fn an_idle_leader_with_a_dead_follower_rests() -> Result<()> {
         let leader = cluster.wait_leader(PATIENCE)?;
         let follower = (leader + 1) % 3;
         cluster.node(follower).kill()?;
-        // It is noticed, and what was under way comes to an end.
-        std::thread::sleep(Duration::from_secs(5));
+        let (node, dead) = (cluster.node(leader), cluster.node(follower).name());
+        wait_until("the death to be noticed", PATIENCE, || {
+            let status = node.quick_status()?;
+            let gone = |member: &Member| member.name == dead && !member.live;
+            Ok(status.nodes.iter().any(gone).then_some(()))
+        })?;
 
-        let node = cluster.node(leader);
         let (connects, worked) = (node.connects()?, node.processor_time()?);
         std::thread::sleep(WINDOW);
         let connects = node.connects()? - connects;

@@ -58,6 +58,11 @@ impl Connection {
         let _ = self.0.flush().await;
     }
 
+    /// Waits until the answer begins.
+    pub async fn begun(&mut self) {
+        assert!(!self.0.fill_buf().await.unwrap().is_empty());
+    }
+
     pub async fn answer(&mut self, method: &str) -> Answer {
         let mut lines = Vec::new();
         loop {
