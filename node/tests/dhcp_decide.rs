@@ -1,4 +1,4 @@
-//! RFC 2131 table 4, row by row, and what a cluster adds to it.
+//! RFC 2131 table 4, row by row.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod dhcp_common;
@@ -9,14 +9,6 @@ use ipnet::Ipv4Net;
 use muster_node::dhcp::decide::{Action, Reason};
 use muster_storage::Command;
 use muster_storage::model::{LeaseState, Match, Object, Subnet, SubnetMode};
-use muster_storage::state::Claim;
-
-fn silent(action: &Action) -> Option<Reason> {
-    match action {
-        Action::Silent(reason) => Some(*reason),
-        _ => None,
-    }
-}
 
 /// §4.3.1: binding, then previous address, then the one asked for, then the pool; reservation
 /// before all.
@@ -36,19 +28,6 @@ fn discover_offers_in_the_order_of_the_rfc() {
     assert_ne!(world.reply(&stranger).yiaddr, ip("10.77.0.50"));
 }
 
-fn release(mac: [u8; 6], address: std::net::Ipv4Addr) -> Packet {
-    Packet::new(MessageType::Release, mac)
-        .ciaddr(address)
-        .unicast(address)
-        .option(54, &NODE.octets())
-}
-
-fn decline(mac: [u8; 6], address: std::net::Ipv4Addr) -> Packet {
-    Packet::new(MessageType::Decline, mac)
-        .option(50, &address.octets())
-        .option(54, &NODE.octets())
-}
-
 /// §4.3.1: the same client gets the same offer, and nothing is written for it.
 #[test]
 fn discover_is_stable_and_writes_nothing() {
@@ -60,46 +39,6 @@ fn discover_is_stable_and_writes_nothing() {
     assert_eq!(first.server_id, NODE);
     assert_eq!(first.lease_secs, Some(3600));
     assert_eq!(world.state.digest(), digest);
-}
-
-/// §4.3.1: what others were offered is left alone, and an offer stands when it is asked for again,
-/// also at a node that would have chosen another address by now.
-#[test]
-fn an_offer_stands_and_keeps_others_away() {
-    let mut world = World::new();
-    let first = world.reply(&Packet::discover(MAC)).yiaddr;
-    world.claimed.push(first);
-    let second = world.reply(&Packet::discover(MAC)).yiaddr;
-    assert_ne!(second, first);
-    world.claimed.clear();
-    world.offered = Some(second);
-    assert_eq!(world.reply(&Packet::discover(MAC)).yiaddr, second);
-    let asked = ip("10.77.0.150");
-    let packet = Packet::discover(MAC).option(50, &asked.octets());
-    assert_eq!(world.reply(&packet).yiaddr, asked);
-    world.claimed.push(second);
-    assert_eq!(world.reply(&Packet::discover(MAC)).yiaddr, first);
-    let own = world.lease(MAC);
-    assert_eq!(world.reply(&packet).yiaddr, own);
-}
-
-/// A node whose share of the pool is on offer leaves new clients to the others, but not those that
-/// it owes an address; and not for ever.
-#[test]
-fn what_falls_to_peers_is_left_to_them_first() {
-    let mut world = World::new();
-    world.lease(OTHER);
-    world.claim = Claim::Peer;
-    let left = Some(Reason::LeftToPeer);
-    assert_eq!(silent(&world.decide(&Packet::discover(MAC))), left);
-    assert_eq!(
-        world.reply(&Packet::discover(OTHER)).kind,
-        MessageType::Offer
-    );
-    world.insist = true;
-    assert_eq!(world.reply(&Packet::discover(MAC)).kind, MessageType::Offer);
-    (world.claim, world.insist) = (Claim::Own, false);
-    assert_eq!(world.reply(&Packet::discover(MAC)).kind, MessageType::Offer);
 }
 
 /// §4.3.2, SELECTING.
@@ -139,19 +78,6 @@ fn selecting_what_is_taken_or_foreign_is_silence() {
             "{address}"
         );
     }
-}
-
-/// A removed member's identifier is honoured while leases live that it may have granted.
-#[test]
-fn a_removed_members_identifier_is_honoured_for_a_while() {
-    let mut world = World::new();
-    let address = world.lease(MAC);
-    let peer = world.state.member_named("b").unwrap().id;
-    world.apply(Command::RemoveMember { node: peer });
-    let select = Packet::select(MAC, address).option(54, &PEER.octets());
-    assert_eq!(world.reply(&select).server_id, PEER);
-    world.pass(3 * 3600);
-    assert_eq!(silent(&world.decide(&select)), Some(Reason::ForeignServer));
 }
 
 /// §4.3.2, INIT-REBOOT.
@@ -230,31 +156,6 @@ fn renewing_and_rebinding() {
         let other = world.lease(OTHER);
         assert_eq!(world.reply(&ask(OTHER, own)).kind, MessageType::Nak);
         assert_eq!(world.reply(&ask(OTHER, other)).kind, MessageType::Ack);
-    }
-}
-
-/// A client that renews keeps the server it knows, whoever answers in its place; when that one is
-/// gone it learns of another, to which its next renewal goes.
-#[test]
-fn a_renewal_keeps_its_server_while_that_lives() {
-    let mut world = World::new();
-    let own_node = world.node;
-    let peer = world.state.member_named("b").unwrap().id;
-    world.node = peer;
-    let own = world.lease(MAC);
-    world.node = own_node;
-    for packet in [Packet::rebind(MAC, own), Packet::reboot(MAC, own)] {
-        assert_eq!(world.reply(&packet).server_id, PEER);
-    }
-    let chosen = Packet::renew(MAC, own);
-    assert_eq!(
-        world.reply(&chosen).server_id,
-        NODE,
-        "by unicast to this one"
-    );
-    world.dead = Some(peer);
-    for packet in [Packet::rebind(MAC, own), Packet::reboot(MAC, own)] {
-        assert_eq!(world.reply(&packet).server_id, NODE);
     }
 }
 
@@ -459,107 +360,6 @@ fn server_identifier_override() {
         Some(Reason::ForeignServer),
         "without the relay's word it is nobody's"
     );
-}
-
-/// Invariants 4 and 5: no NAK and nothing new without a quorum; what is committed is confirmed,
-/// never past its end less the margin, and only by a node that has caught up.
-#[test]
-fn without_a_quorum() {
-    let mut world = World::new();
-    let own = world.lease(MAC);
-    world.quorum = false;
-    let confirm = [
-        Packet::select(MAC, own),
-        Packet::reboot(MAC, own),
-        Packet::renew(MAC, own),
-        Packet::rebind(MAC, own),
-        Packet::discover(MAC),
-    ];
-    // Committed until 7200 s after the bind.
-    for (passed, promised) in [(0, 3600), (3500, 3600), (100, 3590), (3000, 590)] {
-        world.pass(passed);
-        for packet in &confirm {
-            let reply = world.reply(packet);
-            assert_eq!(reply.lease_secs, Some(promised), "{packet:?}");
-        }
-    }
-    world.pass(550);
-    for packet in &confirm {
-        assert_eq!(world.answer(packet), Err(Reason::NoQuorum), "{packet:?}");
-    }
-    let mut world = World::new();
-    let own = world.lease(MAC);
-    world.quorum = false;
-    let silence = [
-        Packet::discover(OTHER),
-        Packet::select(OTHER, ip("10.77.0.120")),
-        Packet::select(MAC, ip("10.77.0.7")),
-        Packet::reboot(MAC, ip("192.0.2.7")),
-        Packet::renew(OTHER, own),
-        release(MAC, own),
-        decline(MAC, own),
-    ];
-    for packet in &silence {
-        assert_eq!(world.answer(packet), Err(Reason::NoQuorum), "{packet:?}");
-    }
-    world.caught_up = false;
-    for packet in &confirm {
-        assert_eq!(world.answer(packet), Err(Reason::NotCaughtUp), "{packet:?}");
-    }
-}
-
-/// A node that has just started asks a quorum before it confirms from what it has on disk.
-#[test]
-fn after_a_start_the_first_confirmations_are_checked() {
-    let mut world = World::new();
-    let own = world.lease(MAC);
-    world.caught_up = false;
-    let packet = Packet::renew(MAC, own);
-    assert_eq!(world.decide(&packet), Action::Confirm);
-    assert_eq!(world.reply(&packet).kind, MessageType::Ack);
-}
-
-/// No NAK and no "unknown" before catching up: the lease may be newer than what this node has.
-#[test]
-fn silence_for_want_of_knowledge_comes_after_catching_up() {
-    let world = World::new();
-    let address = ip("10.77.0.120");
-    for packet in [
-        Packet::reboot(MAC, address),
-        Packet::reboot(MAC, ip("192.0.2.7")),
-        Packet::renew(MAC, address),
-        Packet::rebind(MAC, address),
-        release(MAC, address),
-        decline(MAC, address),
-    ] {
-        assert_eq!(world.decide(&packet), Action::Confirm, "{packet:?}");
-    }
-}
-
-/// A bind that loses in `apply` is a fact: NAK for who believes to have the address.
-#[test]
-fn a_renewal_that_loses_is_told() {
-    let mut world = World::new();
-    let own = world.lease(MAC);
-    world.pass(3 * 3600);
-    world.apply(Command::Expire);
-    let taken = Packet::select(OTHER, own);
-    let renewal = Packet::rebind(MAC, own);
-    let Action::Propose(command) = world.decide(&renewal) else {
-        panic!("the address is free still");
-    };
-    world.reply(&taken);
-    let outcome = world.apply(command);
-    let reply = world.view(true, |view| {
-        muster_node::dhcp::decide::conclude(
-            &world.state,
-            &renewal.request(),
-            &outcome,
-            view,
-            world.now,
-        )
-    });
-    assert_eq!(reply.unwrap().unwrap().kind, MessageType::Nak);
 }
 
 /// A link with addresses of two subnets: the one of the address at hand serves the client, with its

@@ -449,3 +449,24 @@ pub fn bound(outcome: &Outcome) -> &Lease {
         other => panic!("not bound: {other:?}"),
     }
 }
+
+/// Why nothing is sent, if so.
+pub fn silent(action: &Action) -> Option<Reason> {
+    match action {
+        Action::Silent(reason) => Some(*reason),
+        _ => None,
+    }
+}
+
+pub fn release(mac: [u8; 6], address: Ipv4Addr) -> Packet {
+    Packet::new(MessageType::Release, mac)
+        .ciaddr(address)
+        .unicast(address)
+        .option(54, &NODE.octets())
+}
+
+pub fn decline(mac: [u8; 6], address: Ipv4Addr) -> Packet {
+    Packet::new(MessageType::Decline, mac)
+        .option(50, &address.octets())
+        .option(54, &NODE.octets())
+}

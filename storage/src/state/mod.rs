@@ -5,6 +5,7 @@ mod bind;
 mod boot;
 mod members;
 mod objects;
+mod offer;
 mod params;
 mod pool;
 mod read;
@@ -12,8 +13,8 @@ mod remember;
 mod row;
 mod table;
 
-pub use bind::{Claim, Grant, Offer};
 pub use boot::{BootClient, BootPlan, BootTarget};
+pub use offer::{Claim, Grant, Offer};
 pub use params::GLOBAL;
 pub use remember::{KEY_MILLIS, KEY_MILLIS_MIN, KEYS_MAX, RETRIES_MAX, RETRY_MILLIS, Remembered};
 pub use row::{Digest, Row, RowKey, RowWrite};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
-use super::bind::Claim;
+use super::offer::Claim;
 use crate::model::{Lease, Mac, Octets, Pool, Record, Reservation, Subnet};
 use uuid::Uuid;
 

@@ -1,0 +1,321 @@
+//! Who may have which address: the rule that answers DISCOVER and that decides REQUEST.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256 as Hasher};
+
+use super::table::State;
+use crate::command::{Client, Rejection};
+use crate::model::{
+    ClientKey, Lease, LeaseState, Match, Object, ObjectKind, Record, Subnet, SubnetMode, Timestamp,
+};
+
+/// The shortest lease that a client may ask for, in seconds: less would be a write storm.
+const ASKED_SECS_MIN: u32 = 60;
+
+/// An address for a client, and which rule chose it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Name of the subnet.
+    pub subnet: String,
+    /// What the client will be promised, in seconds.
+    pub lease_secs: u32,
+    /// Which rule chose the address.
+    pub rule: Grant,
+}
+
+/// The rule that gives an address, in order of precedence (RFC 2131 §4.3.1, reservations first).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grant {
+    /// A reservation names the client.
+    Reservation,
+    /// The client has it now.
+    Binding,
+    /// The client had it before.
+    Previous,
+    /// The client asked for it.
+    Requested,
+    /// The client's own order over the pool.
+    Pool,
+}
+
+/// Who else may be about to take an address that is free. Known to a node beside the state, and
+/// only a guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Claim {
+    /// Nobody.
+    None,
+    /// It falls to this node, which gives it to clients that fall to others last.
+    Own,
+    /// It falls to another node, which may be giving it away at this moment.
+    Peer,
+    /// It is on offer to another client.
+    Offered,
+}
+
+impl State {
+    /// The subnets of a client's link, in order of their networks: one, unless several share it
+    /// because the link has addresses of several.
+    pub fn subnets_of_link(&self, link: &[Ipv4Addr]) -> impl Iterator<Item = &Subnet> + use<'_> {
+        let networks = link.iter().filter_map(|it| self.pools.network_of(*it));
+        let mut networks: Vec<_> = networks.collect();
+        // The same order on every node, in whichever its interface has its addresses.
+        networks.sort_unstable();
+        networks.dedup();
+        networks
+            .into_iter()
+            .filter_map(|(_, name)| self.subnet(name))
+    }
+
+    /// The subnet of a client's link that holds `address`.
+    pub fn subnet_with(&self, link: &[Ipv4Addr], address: Ipv4Addr) -> Option<&Subnet> {
+        self.subnets_of_link(link)
+            .find(|subnet| subnet.cidr.contains(&address))
+    }
+
+    /// A subnet by name.
+    pub fn subnet(&self, name: &str) -> Option<&Subnet> {
+        match &self.object(ObjectKind::Subnet, name)?.object {
+            Object::Subnet(subnet) => Some(subnet),
+            _ => None,
+        }
+    }
+
+    /// Pool addresses of a subnet that are taken, and how many there are.
+    pub fn pool_usage(&self, subnet: &str) -> (u64, u64) {
+        self.pools.usage(subnet)
+    }
+
+    /// By what the client is known on `subnet`; none when it sends nothing to know it by.
+    pub fn client_key(&self, client: &Client, subnet: &Subnet) -> Option<ClientKey> {
+        let by_mac = client.mac.map(ClientKey::Mac);
+        let by_id = client.client_id.clone().map(ClientKey::Id);
+        match subnet.matching {
+            Match::Mac => by_mac.or(by_id),
+            Match::ClientId => by_id.or(by_mac),
+            Match::Auto if client.boots || self.knows_by_mac(client) => by_mac.or(by_id),
+            Match::Auto => by_id.or(by_mac),
+        }
+    }
+
+    /// Whether a machine, a reservation or an earlier network boot ties the client to its MAC.
+    fn knows_by_mac(&self, client: &Client) -> bool {
+        let Some(mac) = client.mac else { return false };
+        self.machines_by_mac.contains_key(&mac)
+            || self.reservations.of_mac(mac).next().is_some()
+            || self
+                .leases_of(&ClientKey::Mac(mac))
+                .any(|record| record.object.boots)
+    }
+
+    /// Leases, present and past, of a client.
+    pub fn leases_of(&self, key: &ClientKey) -> impl Iterator<Item = &Arc<Record<Lease>>> {
+        self.leases_by_client
+            .get(key)
+            .into_iter()
+            .flatten()
+            .filter_map(|address| self.leases.get(address))
+    }
+
+    /// The address that a client would be offered now, with regard to what others `claim`; of
+    /// several subnets that share the link, by the rule that comes first, else in their order.
+    /// Reads only; the same on every node that has applied the same entries and knows the same
+    /// claims.
+    pub fn offer(
+        &self,
+        client: &Client,
+        claim: &dyn Fn(Ipv4Addr) -> Claim,
+        now: Timestamp,
+    ) -> Option<Offer> {
+        self.subnets_of_link(&client.link)
+            .filter_map(|subnet| self.offer_on(subnet, client, claim, now))
+            .min_by_key(|offer| offer.rule)
+    }
+
+    fn offer_on(
+        &self,
+        subnet: &Subnet,
+        client: &Client,
+        claim: &dyn Fn(Ipv4Addr) -> Claim,
+        now: Timestamp,
+    ) -> Option<Offer> {
+        if matches!(subnet.mode, SubnetMode::Off | SubnetMode::Proxy) {
+            return None;
+        }
+        let key = self.client_key(client, subnet)?;
+        let offer = |address, rule| {
+            Some(Offer {
+                address,
+                subnet: subnet.name.clone(),
+                lease_secs: self.promise(client, subnet),
+                rule,
+            })
+        };
+        if let Some((address, rule)) = self.owed_on(subnet, client, &key, now) {
+            return offer(address, rule);
+        }
+        if subnet.mode == SubnetMode::ReservedOnly {
+            return None;
+        }
+        let free = |address: &Ipv4Addr| {
+            self.may_have(client, &key, subnet, *address).is_ok()
+                && claim(*address) != Claim::Offered
+        };
+        let previous = self
+            .leases_of(&key)
+            .filter(|record| record.object.state != LeaseState::Declined)
+            .max_by_key(|record| record.object.bound_at)
+            .map(|record| record.object.address)
+            .filter(free);
+        if let Some(address) = previous {
+            return offer(address, Grant::Previous);
+        }
+        if let Some(address) = client.requested.filter(free) {
+            return offer(address, Grant::Requested);
+        }
+        let address = self.pools.pick(subnet.cidr.network(), seed(&key), claim)?;
+        offer(address, Grant::Pool)
+    }
+
+    /// The address that the client must get if it gets any: its reservation, else its binding.
+    pub(super) fn owed(&self, client: &Client, now: Timestamp) -> Option<(Ipv4Addr, Grant)> {
+        self.subnets_of_link(&client.link)
+            .filter_map(|subnet| {
+                let key = self.client_key(client, subnet)?;
+                self.owed_on(subnet, client, &key, now)
+            })
+            .min_by_key(|(_, rule)| *rule)
+    }
+
+    fn owed_on(
+        &self,
+        subnet: &Subnet,
+        client: &Client,
+        key: &ClientKey,
+        now: Timestamp,
+    ) -> Option<(Ipv4Addr, Grant)> {
+        let allowed = |address: &Ipv4Addr| self.may_have(client, key, subnet, *address).is_ok();
+        if let Some(address) = self.reserved_for(client, subnet).find(allowed) {
+            return Some((address, Grant::Reservation));
+        }
+        self.leases_of(key)
+            .map(|record| &record.object)
+            .filter(|lease| lease.state == LeaseState::Bound && lease.expires_at > now)
+            .map(|lease| lease.address)
+            .find(allowed)
+            .map(|address| (address, Grant::Binding))
+    }
+
+    /// Addresses reserved for the client on `subnet`: by machine, then MAC, then client identifier.
+    fn reserved_for<'a>(
+        &'a self,
+        client: &'a Client,
+        subnet: &'a Subnet,
+    ) -> impl Iterator<Item = Ipv4Addr> + 'a {
+        let machine = client.mac.and_then(|mac| self.machine_with_mac(mac));
+        let by_machine = machine
+            .into_iter()
+            .flat_map(|machine| self.reservations.of_machine(machine.uuid));
+        let by_mac = client
+            .mac
+            .into_iter()
+            .flat_map(|mac| self.reservations.of_mac(mac));
+        let by_id = client
+            .client_id
+            .iter()
+            .flat_map(|id| self.reservations.of_client_id(id));
+        by_machine
+            .chain(by_mac)
+            .chain(by_id)
+            .filter(|address| subnet.cidr.contains(address))
+    }
+
+    /// Whether nothing forbids that this client has this address.
+    pub(super) fn may_have(
+        &self,
+        client: &Client,
+        key: &ClientKey,
+        subnet: &Subnet,
+        address: Ipv4Addr,
+    ) -> Result<(), Rejection> {
+        let foreign = Rejection::NotForClient { address };
+        if !subnet.cidr.contains(&address) {
+            return Err(foreign);
+        }
+        let own_reservation = self
+            .reserved_for(client, subnet)
+            .any(|reserved| reserved == address);
+        let dynamic = subnet.mode == SubnetMode::Full
+            && self.pools.pooled(address)
+            && !self.pools.is_reserved(address);
+        if !own_reservation && !dynamic {
+            return Err(foreign);
+        }
+        match self.leases.get(&address).map(|record| &record.object) {
+            None => Ok(()),
+            Some(lease) if lease.free => Ok(()),
+            Some(lease) if lease.client == *key && lease.state != LeaseState::Declined => Ok(()),
+            // A machine's own reservation under another of its identities is still its own.
+            Some(lease)
+                if own_reservation
+                    && lease.state != LeaseState::Declined
+                    && lease.mac.is_some()
+                    && lease.mac == client.mac =>
+            {
+                Ok(())
+            }
+            Some(_) => Err(Rejection::AddressTaken { address }),
+        }
+    }
+
+    /// Seconds that a client is promised on `subnet`: what it asks for (option 51), within bounds.
+    pub fn promise(&self, client: &Client, subnet: &Subnet) -> u32 {
+        let longest = subnet
+            .lease_secs
+            .unwrap_or_else(|| self.settings().lease_secs);
+        match client.lease_secs {
+            Some(asked) => asked.max(ASKED_SECS_MIN).min(longest),
+            None => longest,
+        }
+    }
+
+    /// Whether `address` may be confirmed to the client from the committed lease, without a write:
+    /// returns the lease and the seconds that may be promised. Only while the rule that binds would
+    /// still give it that address, and never past the committed end.
+    pub fn confirmable(
+        &self,
+        client: &Client,
+        address: Ipv4Addr,
+        now: Timestamp,
+    ) -> Option<(&Lease, u32)> {
+        let subnet = self.subnet_with(&client.link, address)?;
+        let key = self.client_key(client, subnet)?;
+        let (owed, _) = self.owed(client, now)?;
+        let lease = &self.leases.get(&address)?.object;
+        let holds = owed == address
+            && lease.client == key
+            && lease.state == LeaseState::Bound
+            && lease.subnet == subnet.name
+            // What the binding remembers of the client must not change without a write.
+            && lease.boots >= client.boots;
+        let promise = self.promise(client, subnet);
+        let committed = lease.expires_at.secs_since(now);
+        (holds && committed >= u64::from(promise)).then_some((lease, promise))
+    }
+}
+
+/// Where a client's own order over a pool begins.
+fn seed(key: &ClientKey) -> u64 {
+    let mut hasher = Hasher::new();
+    match key {
+        ClientKey::Mac(mac) => hasher.update(mac.0),
+        ClientKey::Id(id) => hasher.update(&id.0),
+    }
+    hasher
+        .finalize()
+        .first_chunk::<8>()
+        .map_or(0, |octets| u64::from_be_bytes(*octets))
+}
