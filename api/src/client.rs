@@ -20,7 +20,7 @@ const CONNECT_WAIT: Duration = Duration::from_secs(2);
 /// How long one of several nodes may take to answer what can be asked of another.
 const ANSWER_WAIT: Duration = Duration::from_secs(3);
 
-/// How long a node may take to answer what cannot be asked again: longer than it waits itself.
+/// How long a node may take to answer a write: longer than it waits itself.
 const WRITE_WAIT: Duration = Duration::from_secs(15);
 
 /// Names a request, so that it is done once however often it is sent.
@@ -157,16 +157,24 @@ impl Call {
         self.method != Method::POST || self.has_key()
     }
 
+    fn reads(&self) -> bool {
+        matches!(self.method, Method::GET | Method::HEAD)
+    }
+
     fn has_key(&self) -> bool {
         self.headers.iter().any(|(name, _)| *name == KEY)
     }
 
     /// Lets the nodes recognise it when it is sent again.
     fn keyed(self) -> Self {
-        let reads = matches!(self.method, Method::GET | Method::HEAD);
+        // Orders about nodes are not remembered.
+        let order = self
+            .path
+            .first()
+            .is_some_and(|part| part == "cluster" || part == "nodes");
         match self.payload {
             Payload::File(_) => self,
-            _ if reads || self.has_key() => self,
+            _ if self.reads() || order || self.has_key() => self,
             _ => self.header(KEY, uuid::Uuid::new_v4().to_string()),
         }
     }
@@ -264,11 +272,12 @@ impl Client {
                         self.preferred.store(index, Ordering::Relaxed);
                         return succeeded(response).await;
                     }
-                    Attempt::Next(Error::Problem { code, .. }) if code == "keys_full" => {
-                        call = call.without_key();
-                        failures.push(Error::Setup("no node remembers keys now".to_owned()));
+                    Attempt::Next(error) => {
+                        if matches!(&error, Error::Problem { code, .. } if code == "keys_full") {
+                            call = call.without_key();
+                        }
+                        failures.push(error);
                     }
-                    Attempt::Next(error) => failures.push(error),
                     Attempt::Final(error) => return Err(error),
                 }
             }
@@ -345,7 +354,7 @@ impl Client {
         let wait = match call.payload {
             Payload::File(_) => None,
             _ if streams => None,
-            _ if !call.repeatable() => Some(WRITE_WAIT),
+            _ if call.has_key() || !call.repeatable() => Some(WRITE_WAIT),
             _ if self.endpoints.len() > 1 => Some(ANSWER_WAIT),
             _ => Some(
                 deadline
@@ -426,7 +435,7 @@ async fn succeeded(response: Response) -> Result<Response, Error> {
 }
 
 /// An error with all that caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

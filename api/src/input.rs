@@ -5,7 +5,7 @@
 
 mod check;
 
-pub use check::{check, stays_secret};
+pub use check::check;
 
 use muster_storage::model::{HIDDEN, Object, ObjectKind};
 use muster_storage::{Revision, State};

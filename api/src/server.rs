@@ -18,7 +18,7 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
@@ -30,8 +30,8 @@ use crate::auth::Peer;
 /// Connections at a time, on each of the two listeners.
 pub const CONNECTIONS_MAX: usize = 8192;
 
-/// Of these from one address, so that one client cannot keep all others out.
-pub const CONNECTIONS_OF_ONE_MAX: usize = CONNECTIONS_MAX / 2;
+/// Octets with which an HTTP/2 client introduces itself (RFC 9113 §3.4).
+const PREFACE: usize = 24;
 
 /// How often a quiet HTTP/2 client is asked whether it is there, and how long it may take to say so.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
@@ -76,10 +76,9 @@ impl Serving {
 /// Serves HTTPS until `stop`; then lets open requests end.
 pub async fn serve_tls(listener: TcpListener, serving: Serving, stop: CancellationToken) {
     let connections = Connections::new(serving);
-    let shares = Shares::default();
+    let shares = Shares::of(CONNECTIONS_MAX, "api");
     while let Some((stream, peer, permit)) = connections.accept(&stop, || listener.accept()).await {
         let Some(share) = shares.take(peer.ip()) else {
-            tracing::debug!(%peer, "too many connections from one address");
             continue;
         };
         let serving = connections.serving.clone();
@@ -225,17 +224,36 @@ impl Connections {
     }
 }
 
-/// Connections by address.
-#[derive(Clone, Debug, Default)]
-pub struct Shares(Arc<Mutex<HashMap<IpAddr, usize>>>);
+/// Connections turned away.
+pub(crate) const REFUSED: &str = "muster_connections_refused_total";
+
+/// Connections by address: half of all that there may be for one, so that one client cannot keep
+/// all others out.
+#[derive(Clone, Debug)]
+pub struct Shares {
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    most: usize,
+    service: &'static str,
+}
 
 impl Shares {
-    /// One more connection from an address; none when it has [`CONNECTIONS_OF_ONE_MAX`].
+    /// Shares of so many connections of a service.
+    pub fn of(connections: usize, service: &'static str) -> Self {
+        Self {
+            open: Arc::default(),
+            most: (connections / 2).max(1),
+            service,
+        }
+    }
+
+    /// One more connection from an address; none, and counted, when it has its share.
     pub fn take(&self, address: IpAddr) -> Option<Share> {
         let address = address.to_canonical();
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(address).or_default();
-        if *count >= CONNECTIONS_OF_ONE_MAX {
+        if *count >= self.most {
+            metrics::counter!(REFUSED, "service" => self.service).increment(1);
+            tracing::debug!(%address, service = self.service, "too many connections from one address");
             return None;
         }
         *count += 1;
@@ -253,7 +271,11 @@ pub struct Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut open = self.shares.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self
+            .shares
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = open.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
@@ -291,15 +313,19 @@ async fn serve(
             watcher.watch(connection).await
         }
         Http::Two => {
-            // Until the client begins nothing else watches it.
-            let mut stream = BufReader::new(stream);
-            match tokio::time::timeout(HANDSHAKE_WAIT, stream.fill_buf()).await {
-                Ok(Ok(bytes)) if !bytes.is_empty() => {}
-                Ok(_) | Err(_) => {
-                    tracing::debug!("a client said nothing");
+            // Until the client has introduced itself nothing else watches it.
+            let (mut reading, writing) = tokio::io::split(stream);
+            let mut preface = [0; PREFACE];
+            let introduced = reading.read_exact(&mut preface);
+            match tokio::time::timeout(HANDSHAKE_WAIT, introduced).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) | Err(_) => {
+                    tracing::debug!("a client did not introduce itself");
                     return;
                 }
             }
+            let reading = io::Cursor::new(preface).chain(reading);
+            let stream = tokio::io::join(reading, writing);
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(256)

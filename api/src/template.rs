@@ -3,9 +3,10 @@
 //! Templates see the machine, the nodes and the params, and nothing else: no environment, no
 //! clock, no chance. One that does not compile is set aside with the reason; the rest work.
 //!
-//! What they may take is bounded: two loops within each other, [`RANGE_MAX`] numbers to loop over,
-//! no variable that outlives its loop, [`OUTPUT_MAX`] octets of text, and two renderings at a time
-//! on a node. A variable may still be doubled by hand again and again: its length has no bound.
+//! What they may take is bounded: two loops within each other in one template, [`RANGE_MAX`] numbers
+//! to loop over, no variable that outlives its loop, [`OUTPUT_MAX`] octets of text, and two renderings
+//! at a time on a node. Who may write templates can still harm: by loops that include others with
+//! loops, and by a variable that is doubled by hand again and again.
 
 mod compile;
 mod context;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jsonschema::Validator;
 use muster_storage::State;
-use muster_storage::model::{Object, ObjectKind, Param};
+use muster_storage::model::{Object, Param};
 use serde_json::Value;
 
 use crate::options::{self, BadOption};
@@ -38,60 +38,10 @@ pub fn check(
         .flat_map(BTreeMap::keys)
         .filter_map(|name| Some((name.clone(), state.param(name)?.clone())))
         .collect();
-    let shown: Vec<Problem> = objects
-        .iter()
-        .filter_map(|object| match object {
-            Object::Param(param) if !param.secure => stays_secret(state, &param.name, true).err(),
-            _ => None,
-        })
-        .collect();
     move |objects| {
-        shown.into_iter().next().map_or(Ok(()), Err)?;
         check_templates(&sources, objects)?;
         check_params(declared, objects)
     }
-}
-
-/// Refuses to take away the declaration that hides a param while there are values to hide; with
-/// `default`, the default of the declaration is one.
-///
-/// # Errors
-/// When somebody holds a value; says who.
-pub fn stays_secret(state: &State, name: &str, default: bool) -> Result<(), Problem> {
-    let Some(declared) = state.param(name).filter(|param| param.secure) else {
-        return Ok(());
-    };
-    let own = Some("its own default").filter(|_| default && declared.default.is_some());
-    let records = [ObjectKind::Machine, ObjectKind::Profile]
-        .into_iter()
-        .flat_map(|kind| state.objects_after(kind, None));
-    let holders = records.filter_map(|record| match &record.object {
-        Object::Machine(o) => o
-            .params
-            .contains_key(name)
-            .then(|| format!("machine `{}`", o.name)),
-        Object::Profile(o) => o
-            .params
-            .contains_key(name)
-            .then(|| format!("profile `{}`", o.name)),
-        _ => None,
-    });
-    let named: Vec<String> = own
-        .map(str::to_owned)
-        .into_iter()
-        .chain(holders)
-        .take(5)
-        .collect();
-    if named.is_empty() {
-        return Ok(());
-    }
-    Err(Problem::new(
-        "in_use",
-        format!(
-            "param `{name}` is secure, and what {} hold of it would be shown; remove that first",
-            named.join(", ")
-        ),
-    ))
 }
 
 /// Refuses what no client could be sent. What is rendered is known only then.

@@ -80,7 +80,7 @@ async fn upload(
     };
     let outcome = write(
         &app,
-        caller,
+        caller.without_key(),
         conditions.revision,
         Command::Put { object, mode },
     )

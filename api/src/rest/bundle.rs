@@ -77,7 +77,6 @@ async fn apply_now(
         }
         Ok::<_, Problem>(guards)
     })?;
-    let guarded = guards.len();
     let mut objects = Vec::with_capacity(drafts.len());
     for draft in drafts {
         let place = format!(
@@ -107,7 +106,8 @@ async fn apply_now(
         Ok(Effect::Many(effects)) => effects,
         _ => Vec::new(),
     };
-    let effects = effects.into_iter().skip(guarded);
+    // What only guards says nothing.
+    let effects = effects.into_iter().filter(|effect| *effect != Effect::Done);
     let items: Vec<Value> = keys
         .into_iter()
         .zip(effects)

@@ -125,19 +125,18 @@ pub async fn consistency(
     }
     // The state of the cluster itself is told as this node sees it, quorum or not.
     let about_cluster = request.uri().path().trim_end_matches('/') == "/cluster";
-    let confirmed = match asked.consistency {
-        _ if !reads || about_cluster => false,
-        Some(Consistency::Local) => false,
-        Some(Consistency::Linear) => {
-            confirm(&app).await?;
-            true
-        }
+    let mut stale = false;
+    match asked.consistency {
+        _ if !reads => {}
+        Some(Consistency::Linear) if !about_cluster => confirm(&app).await?,
         // Better an answer that says it may be old than none.
-        None => app.cluster.outlast_election().await && confirm(&app).await.is_ok(),
-    };
-    let without_quorum = !app.cluster.has_quorum();
+        None if !about_cluster => {
+            stale = !app.cluster.outlast_election().await || confirm(&app).await.is_err();
+        }
+        _ => stale = !app.cluster.has_quorum(),
+    }
     let mut response = next.run(request).await;
-    if reads && !confirmed && (without_quorum || !app.cluster.has_quorum()) {
+    if stale {
         set(response.headers_mut(), STALE, "true");
     }
     Ok(response)
@@ -166,12 +165,15 @@ pub async fn idempotency(mut request: Request, next: Next) -> Result<Response, P
         let detail = format!("an Idempotency-Key has 1 to {KEY_OCTETS_MAX} characters");
         return Err(Problem::new("malformed", detail));
     }
+    // The key keeps the digest from being one of a password alone.
     let asked = sha2::Sha256::new()
+        .chain_update(&key)
+        .chain_update(" ")
         .chain_update(request.method().as_str())
         .chain_update(" ")
         .chain_update(request.uri().to_string())
         .chain_update(" ");
-    // An upload is not gathered here: whatever its bytes, sending it again stores it again.
+    // An upload is not gathered here, and makes no use of the key: sent again, it is stored again.
     let upload = request.method() == Method::PUT && request.uri().path().starts_with("/artifacts/");
     let asked = if upload {
         asked
@@ -195,6 +197,10 @@ fn is_read(method: &Method) -> bool {
 /// Says what the metrics mean.
 pub fn describe_metrics() {
     metrics::describe_counter!(REQUESTS, "Requests to the API, by method and status");
+    metrics::describe_counter!(
+        crate::server::REFUSED,
+        "Connections turned away because their address had its share of all, by service"
+    );
     metrics::describe_histogram!(
         SECONDS,
         metrics::Unit::Seconds,

@@ -252,10 +252,6 @@ pub async fn delete(
     conditions: Conditions,
 ) -> Result<StatusCode, Problem> {
     let key = name(&app, kind, &key);
-    if kind == ObjectKind::Param {
-        app.cluster
-            .read(|state| input::stays_secret(state, &key, false))?;
-    }
     write(
         &app,
         caller,

@@ -81,6 +81,44 @@ const OBJECT_ROUTES: &[(&str, bool, &str)] = &[
     ("delete", true, "Delete one of {}"),
 ];
 
+/// Which requests take a parameter.
+enum When {
+    Reading,
+    Writing,
+    /// Of one object.
+    WritingOne,
+}
+
+/// What may be sent with many requests: name, place, when, and what it is for.
+const OPTIONS: &[(&str, &str, When, &str)] = &[
+    (
+        "consistency",
+        "query",
+        When::Reading,
+        "`linear`: sees every write that was answered before, or gives 503; `local`: what this \
+         node has. Without it as `linear` while there is a quorum; else what this node has, marked \
+         by the header Muster-Stale",
+    ),
+    (
+        "min_revision",
+        "query",
+        When::Reading,
+        "Waits until this node has it, as an earlier answer told in Muster-Revision",
+    ),
+    (
+        "If-Match",
+        "header",
+        When::WritingOne,
+        "Only if the object has one of these ETags",
+    ),
+    (
+        "Idempotency-Key",
+        "header",
+        When::Writing,
+        "A request that is sent again with its key within a day is done once",
+    ),
+];
+
 pub async fn get() -> Json<Value> {
     Json(document())
 }
@@ -119,11 +157,22 @@ pub fn document() -> Value {
 }
 
 fn add(paths: &mut Map<String, Value>, method: &str, path: &str, summary: &str) {
-    let parameters: Vec<Value> = path
+    let keys: Vec<Value> = path
         .split('/')
         .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
         .collect();
+    let of_one_object = path.ends_with("/{key}") && method != "get";
+    let others = OPTIONS.iter().filter(|(_, _, when, _)| match when {
+        When::Reading => method == "get",
+        When::Writing => method != "get",
+        When::WritingOne => of_one_object,
+    });
+    let others = others.map(|(name, place, _, description)| {
+        json!({"name": name, "in": place, "description": description,
+            "schema": {"type": "string"}})
+    });
+    let parameters: Vec<Value> = keys.into_iter().chain(others).collect();
     let operation = json!({
         "summary": summary,
         "parameters": parameters,

@@ -90,6 +90,7 @@ async fn set_password(
         password_hash,
     });
     let mode = PutMode::Replace;
-    write(&app, caller, None, Command::Put { object, mode }).await?;
+    let once = caller.without_key();
+    write(&app, once, None, Command::Put { object, mode }).await?;
     Ok(DONE)
 }

@@ -32,7 +32,8 @@ pub struct IdempotencyKey {
 }
 
 impl Caller {
-    /// The same, for what cannot be told a second time because the answer holds a secret.
+    /// The same, for what is not told a second time: because it holds a secret, or is known to be
+    /// the same only when it is there.
     pub fn without_key(self) -> Self {
         Self { key: None, ..self }
     }

@@ -64,8 +64,11 @@ fn first_word(tag: &str) -> &str {
 /// Where a tag ends: not within a text in quotes.
 fn end_of(tag: &str, close: &str) -> usize {
     let mut quote = None;
+    let mut escaped = false;
     for (index, c) in tag.char_indices().skip(2) {
         match quote {
+            Some(_) if escaped => escaped = false,
+            Some(_) if c == '\\' => escaped = true,
             Some(open) if open == c => quote = None,
             Some(_) => {}
             None if matches!(c, '"' | '\'' | '`') => quote = Some(c),
@@ -99,6 +102,7 @@ mod tests {
             ("a\n{% set_global x = x ~ x %}", 2),
             ("{%set_global x=1%}", 1),
             ("{{ '}}' }}\n{% set_global x = 1 %}", 2),
+            (r#"{{ "\"" }}{% set_global x = 1 %}{{ "" }}"#, 1),
         ] {
             let problem = check(bad).err();
             assert_eq!(problem.and_then(|p| p.line), Some(line), "{bad}");

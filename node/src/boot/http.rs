@@ -49,10 +49,9 @@ pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationT
         .max_buf_size(64 * 1024);
     let running = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let shares = Shares::default();
+    let shares = Shares::of(CONNECTIONS_MAX, "boot");
     while let Some((stream, peer, permit)) = accept(&listener, &room, &stop).await {
         let Some(share) = shares.take(peer.ip()) else {
-            tracing::debug!(%peer, "too many boot connections from one address");
             continue;
         };
         let router = router.clone().layer(Extension(Client {

@@ -136,7 +136,7 @@ impl Service {
                             &mut notices,
                         );
                     }
-                    Action::Silent(reason) if reason != Reason::NoQuorum => {
+                    Action::Silent(reason) if !worth_keeping(&exchange, reason) => {
                         silent(&exchange, reason);
                     }
                     _ => {
@@ -250,7 +250,7 @@ impl Service {
                     return silent(&exchange, Reason::NotCaughtUp);
                 }
                 Action::Confirm => self.catch_up().await,
-                Action::Silent(Reason::NoQuorum) => false,
+                Action::Silent(reason) if worth_keeping(&exchange, reason) => false,
                 Action::Silent(reason) => return silent(&exchange, reason),
             };
             if !caught_up && let Err(reason) = self.outlast_election(&exchange).await {
@@ -275,6 +275,9 @@ impl Service {
     /// Keeps a packet that came while there was no leader until there is one, and then until those
     /// that come first have had their time; the reason why not, when that is in vain.
     async fn outlast_election(&self, exchange: &Exchange) -> Result<(), Reason> {
+        if exchange.received.elapsed() >= PATIENCE {
+            return Err(Reason::NotCaughtUp);
+        }
         let end = tokio::time::Instant::from_std(exchange.received + PATIENCE);
         let elected = tokio::time::timeout_at(end, self.cluster.outlast_election()).await;
         if elected != Ok(true) {
@@ -400,6 +403,12 @@ fn exchange_hash(request: &Request) -> ExchangeHash {
     octets.push(request.kind.into());
     octets.extend_from_slice(request.sender());
     rank::hash(&octets)
+}
+
+/// Whether a packet that came while there was no leader waits for one. A RELEASE does not: what its
+/// sender does next may be answered before it, and it would end a lease that was confirmed since.
+fn worth_keeping(exchange: &Exchange, reason: Reason) -> bool {
+    reason == Reason::NoQuorum && exchange.request.kind != MessageType::Release
 }
 
 fn silent(exchange: &Exchange, reason: Reason) {

@@ -44,7 +44,7 @@ pub fn start(
     settings: &Settings,
     stop: &CancellationToken,
 ) -> Result<Services, Error> {
-    let failed = |error: &dyn std::error::Error| Error::Service(chain(error));
+    let failed = |error: &dyn std::error::Error| Error::Service(muster_api::client::chain(error));
     let mut services = JoinSet::new();
 
     let boot_options = boot::Options {
@@ -92,17 +92,6 @@ pub fn start(
         Ok(())
     });
     Ok(Services(services))
-}
-
-/// An error with all that caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 fn interfaces(text: &str) -> Result<Interfaces, Error> {

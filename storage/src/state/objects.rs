@@ -76,6 +76,11 @@ impl State {
         if let Object::Machine(machine) = &mut object {
             self.settle_uuid(context, machine)?;
         }
+        if let Object::Param(param) = &object
+            && !param.secure
+        {
+            self.check_shown(&param.name, true)?;
+        }
         self.check(&object)?;
         let created = known.is_none();
         // Writing what is there already is no change: bundles can be applied again and again.
@@ -105,6 +110,36 @@ impl State {
         self.changed(context, action, Subject::Object(object));
     }
 
+    /// Refuses to take away what hides the values of a param while there are some; with `default`,
+    /// the default of the declaration is one.
+    fn check_shown(&self, name: &str, default: bool) -> Result<(), Rejection> {
+        let Some(declared) = self.param(name).filter(|param| param.secure) else {
+            return Ok(());
+        };
+        let own = (default && declared.default.is_some()).then(|| "its own default".to_owned());
+        let records = [ObjectKind::Machine, ObjectKind::Profile]
+            .into_iter()
+            .flat_map(|kind| self.objects_after(kind, None));
+        let holders = records.filter_map(|record| match &record.object {
+            Object::Machine(o) if o.params.contains_key(name) => {
+                Some(format!("machine `{}`", o.name))
+            }
+            Object::Profile(o) if o.params.contains_key(name) => {
+                Some(format!("profile `{}`", o.name))
+            }
+            _ => None,
+        });
+        let named: Vec<String> = own.into_iter().chain(holders).take(5).collect();
+        if named.is_empty() {
+            return Ok(());
+        }
+        Err(Rejection::InUse {
+            kind: ObjectKind::Param.to_string(),
+            key: name.to_owned(),
+            by: format!("{}, whose secret would be shown", named.join(", ")),
+        })
+    }
+
     pub(super) fn delete_object(
         &mut self,
         context: Context<'_>,
@@ -119,6 +154,9 @@ impl State {
             return Err(Rejection::Conflict(
                 "the user `admin` cannot be deleted; change its password instead".into(),
             ));
+        }
+        if kind == ObjectKind::Param {
+            self.check_shown(key, false)?;
         }
         if let Some(by) = self.user_of(kind, key) {
             return Err(Rejection::InUse {
@@ -191,8 +229,9 @@ impl State {
                 )));
             }
             (None, given) if given.is_nil() => {
-                // The request's random id makes it one that cannot be guessed.
-                Uuid::new_v5(&context.request.0, machine.name.as_bytes())
+                // Not to be guessed: the request's id is random, unless a client chose its key.
+                let unique = format!("{} {} {}", context.revision, context.at.0, machine.name);
+                Uuid::new_v5(&context.request.0, unique.as_bytes())
             }
             (None, given) => given,
         };

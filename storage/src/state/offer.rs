@@ -132,7 +132,11 @@ impl State {
     ) -> Option<Offer> {
         self.subnets_of_link(&client.link)
             .filter_map(|subnet| self.offer_on(subnet, client, claim, now))
-            .min_by_key(|offer| offer.rule)
+            .min_by_key(|offer| match offer.rule {
+                // Free on one subnet is better than about to be taken on another.
+                Grant::Pool => (offer.rule, claim(offer.address)),
+                rule => (rule, Claim::None),
+            })
     }
 
     fn offer_on(
@@ -167,9 +171,9 @@ impl State {
         let previous = self
             .leases_of(&key)
             .filter(|record| record.object.state != LeaseState::Declined)
+            .filter(|record| free(&record.object.address))
             .max_by_key(|record| record.object.bound_at)
-            .map(|record| record.object.address)
-            .filter(free);
+            .map(|record| record.object.address);
         if let Some(address) = previous {
             return offer(address, Grant::Previous);
         }

@@ -21,6 +21,9 @@ pub const RETRY_MILLIS: u64 = 60_000;
 /// Keys that are remembered at most.
 pub const KEYS_MAX: usize = 100_000;
 
+/// Octets of what is remembered of either kind, as stored: bundles have long effects.
+pub const OCTETS_MAX: usize = 64 << 20;
+
 /// How long a key is remembered.
 pub const KEY_MILLIS: u64 = 24 * 3_600_000;
 
@@ -50,34 +53,50 @@ pub struct Remembered {
 /// What is remembered, by request and by age.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
-    by_request: BTreeMap<RequestId, Remembered>,
-    retries: BTreeSet<(Revision, RequestId)>,
-    keys: BTreeSet<(Revision, RequestId)>,
+    by_request: BTreeMap<RequestId, (Remembered, usize)>,
+    retries: ByAge,
+    keys: ByAge,
+}
+
+/// One kind, oldest first.
+#[derive(Clone, Debug, Default)]
+struct ByAge {
+    requests: BTreeSet<(Revision, RequestId)>,
+    octets: usize,
 }
 
 impl Memory {
     pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
-        let all = self.by_request.values().cloned();
-        all.map(|remembered| Row::Remembered(Box::new(remembered)))
+        let all = self.by_request.values();
+        all.map(|(remembered, _)| Row::Remembered(Box::new(remembered.clone())))
     }
 
-    /// Puts in or takes out; returns what stood there.
-    pub fn index(&mut self, request: RequestId, new: Option<Remembered>) -> Option<Remembered> {
+    /// Puts in, with the octets of its row, or takes out; returns what stood there.
+    pub fn index(
+        &mut self,
+        request: RequestId,
+        new: Option<Remembered>,
+        octets: usize,
+    ) -> Option<Remembered> {
         let place = new.as_ref().map(|new| (new.asked, new.revision));
         let old = match new {
-            Some(new) => self.by_request.insert(request, new),
+            Some(new) => self.by_request.insert(request, (new, octets)),
             None => self.by_request.remove(&request),
         };
-        if let Some(old) = &old {
-            self.by_age(old.asked).remove(&(old.revision, request));
+        if let Some((old, octets)) = &old {
+            let kind = self.by_age(old.asked);
+            kind.requests.remove(&(old.revision, request));
+            kind.octets = kind.octets.saturating_sub(*octets);
         }
         if let Some((asked, revision)) = place {
-            self.by_age(asked).insert((revision, request));
+            let kind = self.by_age(asked);
+            kind.requests.insert((revision, request));
+            kind.octets = kind.octets.saturating_add(octets);
         }
-        old
+        old.map(|(old, _)| old)
     }
 
-    fn by_age(&mut self, asked: Option<Sha256>) -> &mut BTreeSet<(Revision, RequestId)> {
+    fn by_age(&mut self, asked: Option<Sha256>) -> &mut ByAge {
         match asked {
             Some(_) => &mut self.keys,
             None => &mut self.retries,
@@ -87,18 +106,24 @@ impl Memory {
     /// The oldest of a kind that are beyond its number or its age.
     fn outdated(
         &self,
-        kind: &BTreeSet<(Revision, RequestId)>,
+        kind: &ByAge,
         most: usize,
         millis: u64,
         now: Timestamp,
     ) -> Vec<(Revision, RequestId)> {
-        let excess = kind.len().saturating_sub(most);
-        let oldest = kind.iter().take(FORGET_MAX).enumerate();
-        let outdated = oldest.take_while(|(position, (_, request))| {
-            let old = self.by_request.get(request);
-            *position < excess || old.is_none_or(|old| old.at.0.saturating_add(millis) <= now.0)
+        let mut excess = kind.requests.len().saturating_sub(most);
+        let mut octets = kind.octets;
+        let oldest = kind.requests.iter().take(FORGET_MAX);
+        let outdated = oldest.take_while(|(_, request)| {
+            let Some((old, size)) = self.by_request.get(request) else {
+                return true;
+            };
+            let beyond = excess > 0 || octets > OCTETS_MAX;
+            excess = excess.saturating_sub(1);
+            octets = octets.saturating_sub(*size);
+            beyond || old.at.0.saturating_add(millis) <= now.0
         });
-        outdated.map(|(_, named)| *named).collect()
+        outdated.copied().collect()
     }
 }
 
@@ -113,6 +138,7 @@ impl State {
             return Ok(None);
         };
         let first = self.remembered.by_request.get(&context.request);
+        let first = first.map(|(first, _)| first);
         match (remember, first) {
             (Remember::Key { asked }, Some(first)) if first.asked != Some(asked) => {
                 Err(Rejection::KeyReused)
@@ -168,13 +194,16 @@ impl State {
 
     /// Makes room for one more key, unless all are young.
     fn make_room(&mut self, now: Timestamp) -> Result<(), Rejection> {
-        if self.remembered.keys.len() < KEYS_MAX {
+        let Memory {
+            by_request, keys, ..
+        } = &self.remembered;
+        if keys.requests.len() < KEYS_MAX && keys.octets < OCTETS_MAX {
             return Ok(());
         }
-        let by_request = &self.remembered.by_request;
-        let oldest = self.remembered.keys.first().map(|(_, request)| *request);
+        let oldest = keys.requests.first().map(|(_, request)| *request);
         let old_enough = oldest
             .and_then(|request| by_request.get(&request))
+            .map(|(oldest, _)| oldest)
             .filter(|oldest| oldest.at.0.saturating_add(KEY_MILLIS_MIN) <= now.0)
             .map(|oldest| oldest.request)
             .ok_or(Rejection::KeysFull)?;

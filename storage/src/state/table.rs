@@ -376,7 +376,7 @@ impl State {
                     _ => None,
                 };
                 self.remembered
-                    .index(*request, new)
+                    .index(*request, new, octets)
                     .map(|old| Row::Remembered(Box::new(old)))
             }
             (RowKey::Report(machine), Some(Row::Report(report))) => {
