@@ -58,7 +58,9 @@ pub async fn propose(inner: &Inner, mut proposal: Proposal) -> Result<Outcome, E
             }
         }
         proposal = setback.proposal;
+        // A leader that lost its quorum refuses at once: without the pause this would spin.
         let mut view = inner.view.clone();
+        view.mark_unchanged();
         let _ = tokio::time::timeout(RETRY, view.changed()).await;
         if Instant::now() >= deadline || inner.desk.in_minority() {
             return Err(if open {
