@@ -17,6 +17,9 @@ const QUORUM_SILENCE: Duration = Duration::from_millis(1000);
 /// The fault of a node that was told to stop.
 const STOPPED: &str = "it is shutting down";
 
+/// The fault of a node whose Raft ended by itself.
+const ENDED: &str = "Raft ended without a reason; its panic is in the log. Restart the node";
+
 /// A node's own view of Raft.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
@@ -112,7 +115,15 @@ pub async fn follow(raft: Raft, sender: watch::Sender<View>) {
             *known = view;
             changed
         });
-        if stopped || changes.changed().await.is_err() {
+        if stopped {
+            return;
+        }
+        if changes.changed().await.is_err() {
+            // Raft's own task is gone, and did not say why: it panicked.
+            let last = View::read(&raft).fault;
+            let fault = last.unwrap_or_else(|| ENDED.to_owned());
+            tracing::error!(fault, "this node has stopped taking part");
+            sender.send_modify(|view| view.fault = Some(fault));
             return;
         }
     }
