@@ -74,7 +74,9 @@ pub async fn assemble(
         let engine = engine.0.clone();
         tokio::task::spawn_blocking(move || {
             let machine = Machine::open(&engine, snapshots)?;
-            Ok((machine, LogStore::open(&engine, no_sync)?))
+            let log = LogStore::open(&engine, no_sync)?;
+            machine.cover(log.last())?;
+            Ok((machine, log))
         })
         .await
         .map_err(|error| Error::Stopped(error.to_string()))?

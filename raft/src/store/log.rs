@@ -213,6 +213,11 @@ impl LogStore {
         })
     }
 
+    /// The last entry, purged or not.
+    pub fn last(&self) -> Option<LogId> {
+        self.known().last
+    }
+
     /// How much was appended lately.
     pub fn size(&self) -> Arc<Size> {
         Arc::clone(&self.inner.size)

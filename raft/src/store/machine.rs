@@ -178,6 +178,21 @@ impl Machine {
         Arc::clone(&self.memory)
     }
 
+    /// Makes a snapshot if the log, which ends at `last`, does not reach as far as the rows. That
+    /// happens when power is lost after a quorum had entries on disk that this node had not: rows
+    /// reach the disk when they like. openraft then takes the log for purged through the rows'
+    /// position, and does not start unless a snapshot covers that.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn cover(&self, last: Option<LogId>) -> io::Result<()> {
+        if self.applied <= last {
+            return Ok(());
+        }
+        tracing::info!("the rows are ahead of the log; making a snapshot of them");
+        self.memory.build().map(drop)
+    }
+
     fn apply_entry(
         &self,
         index: u64,

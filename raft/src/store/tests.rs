@@ -50,3 +50,36 @@ async fn stores_on_disk_pass_the_suite_of_openraft() {
 async fn stores_in_memory_pass_the_suite_of_openraft() {
     Suite::test_all(InMemory).await.expect("the suite");
 }
+
+#[tokio::test]
+async fn rows_that_outlived_the_end_of_the_log_are_covered_by_a_snapshot() {
+    use openraft::storage::RaftStateMachine;
+    use prost::Message;
+
+    use super::note;
+    use crate::wire::proto;
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let engine = Engine::memory();
+    let applied = |index| {
+        let id = proto::LogId {
+            term: 1,
+            node: 1,
+            index,
+        };
+        let notes = [(note::APPLIED, id.encode_to_vec())];
+        engine.rows.write(&[], &notes).expect("a note");
+    };
+    applied(7);
+    let (_, machine) = build(&engine, &dir).expect("stores");
+    machine.cover(None).expect("a first snapshot");
+    applied(9);
+    let (log, mut machine) = build(&engine, &dir).expect("stores");
+    let last = async |machine: &mut Machine| {
+        let snapshot = machine.get_current_snapshot().await.expect("a look");
+        snapshot.and_then(|snapshot| snapshot.meta.last_log_id.map(|id| id.index()))
+    };
+    assert_eq!(last(&mut machine).await, Some(7));
+    machine.cover(log.last()).expect("a snapshot");
+    assert_eq!(last(&mut machine).await, Some(9));
+}
