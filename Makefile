@@ -11,7 +11,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo test test-long bench lint fmt clean setup setup-build payload
+.PHONY: build demo test test-long sim bench lint fmt clean setup setup-build payload
 
 build: setup-build
 	cargo build $(LOCKED) --workspace --bins
@@ -27,6 +27,18 @@ test: setup payload build
 # As `test`, with every variant of the stories that have many.
 test-long: export MUSTER_LONG := 1
 test-long: test
+
+# Simulated clusters from seeds: `make sim SEEDS=2000 FIRST=1`, or one again with its trace: `make sim SEED=7`.
+SEEDS ?= 200
+FIRST ?= 1
+SEED ?=
+sim: export MUSTER_SIM_SEEDS := $(SEEDS)
+sim: export MUSTER_SIM_FIRST := $(FIRST)
+sim: export MUSTER_SIM_ECHO := $(SEED)
+sim: export MUSTER_SIM_SEED := $(SEED)
+sim: setup-build
+	cargo test $(LOCKED) -p muster-raft --lib -- --exact --nocapture \
+		sim::tests::$(if $(SEED),child,seeds_hold)
 
 # One profile for everything: RocksDB is compiled once.
 bench: setup payload build

@@ -6,11 +6,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use muster_storage::Timestamp;
-use nix::time::{ClockId, clock_gettime};
 
+use crate::host::Host;
 use crate::inner::Inner;
 use crate::manage;
 
@@ -52,24 +52,10 @@ fn first(wall: u64, voters: usize, told: &[u64]) -> Option<Stamp> {
     (agree.count() > voters / 2).then(|| stamp(wall, wall, 0))
 }
 
-/// Milliseconds since 1970 by the wall clock.
-pub fn wall() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Milliseconds by the clock that counts also while the machine sleeps, and that nobody sets.
-fn boot() -> u64 {
-    // It exists on every Linux; without it time stands still, which only makes a clock suspicious.
-    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// The time of entries as this node has followed it since its start.
 #[derive(Default)]
 pub struct Clock {
+    host: Host,
     /// Set once this node has caught up: before that, entries say nothing of the present.
     live: AtomicBool,
     /// Time of an entry with the boot clock when it was seen, of the furthest such pair.
@@ -79,6 +65,23 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// Nothing seen yet.
+    pub fn new(host: Host) -> Self {
+        Self {
+            host,
+            ..Self::default()
+        }
+    }
+
+    /// Milliseconds since 1970 by this node's wall clock.
+    pub fn wall(&self) -> u64 {
+        self.host.wall()
+    }
+
+    fn boot(&self) -> u64 {
+        self.host.boot()
+    }
+
     fn last(&self) -> MutexGuard<'_, Option<(u64, u64)>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -91,7 +94,7 @@ impl Clock {
     /// An entry was applied.
     pub fn saw(&self, at: Timestamp) {
         if self.live.load(Ordering::Acquire) {
-            self.note(at.0, boot());
+            self.note(at.0, self.boot());
         }
     }
 
@@ -130,12 +133,12 @@ pub async fn stamp_now(inner: &Arc<Inner>) -> Stamp {
     let clock = inner.memory.clock();
     let deadline = tokio::time::Instant::now() + HEARING;
     let stamped = loop {
-        let wall = wall();
+        let wall = clock.wall();
         let (voters, told) = told(inner, wall);
         let least = told.iter().copied().min().unwrap_or(wall);
         let agreed = first(wall, voters, &told);
         let by_majority = of_majority(voters, told).map(|majority| stamp(wall, majority, 0));
-        let by_entries = clock.by_entries(wall, boot());
+        let by_entries = clock.by_entries(wall, clock.boot());
         match (by_majority, by_entries.or(agreed)) {
             (Some(ahead), _) if ahead.suspicious => break ahead,
             (_, Some(known)) => break known,
@@ -146,14 +149,14 @@ pub async fn stamp_now(inner: &Arc<Inner>) -> Stamp {
             _ => {
                 tracing::warn!("no majority agrees on the time; going by the earliest clock");
                 let stamped = stamp(wall, least, 0);
-                clock.note(stamped.at.0, boot());
+                clock.note(stamped.at.0, clock.boot());
                 break stamped;
             }
         }
     };
     metrics::gauge!("muster_raft_clock_in_doubt").set(f64::from(u8::from(stamped.suspicious)));
     if !stamped.suspicious {
-        clock.note(stamped.at.0, boot());
+        clock.note(stamped.at.0, clock.boot());
         clock.alarmed.store(false, Ordering::Release);
     } else if !clock.alarmed.swap(true, Ordering::AcqRel) {
         alarm(inner, stamped);
@@ -163,7 +166,7 @@ pub async fn stamp_now(inner: &Arc<Inner>) -> Stamp {
 
 fn alarm(inner: &Arc<Inner>, stamped: Stamp) {
     tracing::error!(
-        ahead_seconds = wall().saturating_sub(stamped.at.0) / 1000,
+        ahead_seconds = inner.memory.clock().wall().saturating_sub(stamped.at.0) / 1000,
         "this node's clock is far ahead of the cluster's; no lease expires by it. Correct it, or \
          restart the nodes if the cluster's time is the one that is wrong"
     );

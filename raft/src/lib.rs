@@ -17,6 +17,7 @@ mod desk;
 mod drain;
 mod error;
 mod follow;
+mod host;
 mod identity;
 mod inner;
 mod join;
@@ -25,6 +26,9 @@ mod options;
 mod peer;
 mod pulse;
 mod reads;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod sim;
 mod start;
 mod status;
 mod store;

@@ -38,7 +38,7 @@ fn status(inner: &Inner) -> proto::Beat {
         quorum: view.leads_quorum(inner.id.0),
         version: inner.options.version.clone(),
         last_log: view.last_log,
-        wall: crate::clock::wall(),
+        wall: inner.memory.clock().wall(),
     };
     proto::Beat {
         beat: Some(Kind::Status(status)),

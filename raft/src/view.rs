@@ -2,12 +2,13 @@
 //! borrowed across anything, or its core stops.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::Fatal;
 use openraft::{Instant as _, ServerState};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::types::Raft;
 

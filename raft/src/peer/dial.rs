@@ -3,12 +3,13 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
@@ -49,7 +50,7 @@ impl Gate {
         }
     }
 
-    fn leave<T>(&self, result: &io::Result<T>) {
+    pub(crate) fn leave<T>(&self, result: &io::Result<T>) {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         *failed = result.as_ref().err().map(|error| {
             let refused = error.kind() == io::ErrorKind::ConnectionRefused;

@@ -7,18 +7,24 @@ use rustls::ClientConfig;
 use tonic::codegen::InterceptedService;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
-use tonic::transport::Channel;
 use tonic::{Request, Status};
 use uuid::Uuid;
 
 use super::dial::{Gate, Target, peer_channel};
 use super::{MESSAGE_BYTES, header};
 use crate::Error;
+use crate::host::Host;
 use crate::tls::peer_name;
 use crate::wire::proto::peer_client::PeerClient as GeneratedClient;
 
 /// A client whose calls carry the ids that the peer checks.
-pub type PeerClient = GeneratedClient<InterceptedService<Channel, Route>>;
+pub type PeerClient = GeneratedClient<InterceptedService<Wire, Route>>;
+
+/// What carries the calls.
+#[cfg(not(test))]
+pub type Wire = tonic::transport::Channel;
+#[cfg(test)]
+pub type Wire = crate::sim::Wire;
 
 /// From which node to which, in which cluster.
 #[derive(Clone)]
@@ -69,6 +75,7 @@ pub struct Links {
     cluster: Uuid,
     me: u64,
     tls: Arc<ClientConfig>,
+    host: Host,
     lookup: Arc<Lookup>,
     links: Mutex<BTreeMap<u64, Link>>,
 }
@@ -79,12 +86,14 @@ impl Links {
         cluster: Uuid,
         me: u64,
         tls: ClientConfig,
+        host: Host,
         lookup: impl Fn(u64) -> Option<Target> + Send + Sync + 'static,
     ) -> Self {
         Self {
             cluster,
             me,
             tls: Arc::new(tls),
+            host,
             lookup: Arc::new(lookup),
             links: Mutex::new(BTreeMap::new()),
         }
@@ -99,14 +108,8 @@ impl Links {
         let gate = Arc::new(Gate::default());
         let route = Route::new(self.cluster, self.me, peer)?;
         let client = || -> Result<PeerClient, Error> {
-            let lookup = Arc::clone(&self.lookup);
-            let channel = peer_channel(
-                &peer_name(self.cluster, peer),
-                move || lookup(peer),
-                Arc::clone(&self.tls),
-                Arc::clone(&gate),
-            )?;
-            Ok(GeneratedClient::with_interceptor(channel, route.clone())
+            let wire = self.wire(peer, &gate)?;
+            Ok(GeneratedClient::with_interceptor(wire, route.clone())
                 .max_decoding_message_size(MESSAGE_BYTES)
                 .max_encoding_message_size(MESSAGE_BYTES))
         };
@@ -117,6 +120,30 @@ impl Links {
         };
         links.insert(peer, link.clone());
         Ok(link)
+    }
+
+    fn wire(&self, peer: u64, gate: &Arc<Gate>) -> Result<Wire, Error> {
+        match &self.host {
+            Host::Real => {
+                let lookup = Arc::clone(&self.lookup);
+                let channel = peer_channel(
+                    &peer_name(self.cluster, peer),
+                    move || lookup(peer),
+                    Arc::clone(&self.tls),
+                    Arc::clone(gate),
+                )?;
+                // Only in tests there is anything to convert.
+                #[allow(clippy::useless_conversion)]
+                Ok(channel.into())
+            }
+            #[cfg(test)]
+            Host::Simulated(machine) => Ok(machine.wire(peer, gate)),
+        }
+    }
+
+    /// The machine that this node runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Forgets the link to a peer that left.

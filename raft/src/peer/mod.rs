@@ -9,10 +9,14 @@ mod service;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+#[cfg(test)]
+pub use dial::Gate;
 pub use dial::{Target, join_channel};
 pub use link::{Link, Links};
 pub use network::Network;
 pub use serve::serve;
+#[cfg(test)]
+pub use serve::{Origin, members_server};
 pub use service::{REMOVED, Service};
 
 use std::time::Duration;

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
 use super::{CHUNK_BYTES, Link, Links, root_cause};
+use crate::host::Host;
 use crate::store::Snapshot;
 use crate::types::{Address, RaftSnapshot, TypeConfig, Vote};
 use crate::wire::{Malformed, proto, required_vote};
@@ -45,6 +46,7 @@ impl Network {
         // Without a link every call fails as if the peer were away, which is then true.
         Client {
             link: self.links.to(target).ok(),
+            host: self.links.host().clone(),
             heartbeat,
         }
     }
@@ -65,6 +67,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 /// openraft's client for one peer.
 pub struct Client {
     link: Option<Link>,
+    host: Host,
     heartbeat: bool,
 }
 
@@ -222,7 +225,8 @@ impl NetSnapshot<TypeConfig> for Client {
         let (sender, receiver) = mpsc::channel(4);
         let data = Arc::clone(&snapshot.snapshot);
         // The reader ends by itself when the receiver is dropped.
-        let reader = tokio::task::spawn_blocking(move || read_pieces(&vote, &data, &sender));
+        let host = self.host.clone();
+        let reader = tokio::spawn(async move { send_pieces(&host, &vote, data, &sender).await });
         let call = bulk.snapshot(tokio_stream::wrappers::ReceiverStream::new(receiver));
         tokio::pin!(cancel);
         let reply = tokio::select! {
@@ -245,31 +249,38 @@ impl NetSnapshot<TypeConfig> for Client {
     }
 }
 
-fn read_pieces(
+async fn send_pieces(
+    host: &Host,
     vote: &Vote,
-    snapshot: &Snapshot,
+    snapshot: Arc<Snapshot>,
     sender: &mpsc::Sender<proto::SnapshotPiece>,
 ) -> io::Result<()> {
     use proto::snapshot_piece::Piece;
-    let send = |piece| {
-        sender
-            .blocking_send(proto::SnapshotPiece { piece: Some(piece) })
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the peer went away"))
+    let send = async |piece| {
+        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the peer went away");
+        let piece = proto::SnapshotPiece { piece: Some(piece) };
+        sender.send(piece).await.map_err(gone)
     };
     send(Piece::Header(proto::SnapshotHeader {
         vote: Some(vote.into()),
         manifest: Some(snapshot.manifest().clone()),
-    }))?;
+    }))
+    .await?;
     for path in snapshot.files() {
-        let mut file = File::open(path)?;
+        let mut file = host.blocking(None, move || File::open(path)).await?;
         loop {
-            let mut chunk = vec![0; CHUNK_BYTES];
-            let count = file.read(&mut chunk)?;
-            if count == 0 {
+            let read = host.blocking(None, move || -> io::Result<_> {
+                let mut chunk = vec![0; CHUNK_BYTES];
+                let count = file.read(&mut chunk)?;
+                chunk.truncate(count);
+                Ok((file, chunk))
+            });
+            let (rest, chunk) = read.await?;
+            if chunk.is_empty() {
                 break;
             }
-            chunk.truncate(count);
-            send(Piece::Bytes(Bytes::from(chunk)))?;
+            send(Piece::Bytes(Bytes::from(chunk))).await?;
+            file = rest;
         }
     }
     Ok(())

@@ -50,6 +50,17 @@ pub struct Origin {
     joins: Arc<Semaphore>,
 }
 
+#[cfg(test)]
+impl Origin {
+    /// A member's connection.
+    pub fn member(certificate: PeerCertificate) -> Self {
+        Self {
+            certificate: Some(certificate),
+            joins: Arc::new(Semaphore::new(0)),
+        }
+    }
+}
+
 /// A connection that breaks when the node stops: a peer's streams would last for ever.
 struct PeerIo {
     stream: TlsStream<TcpStream>,
@@ -247,6 +258,13 @@ async fn accept(
     }
 }
 
+/// Answers members' calls, however they are carried.
+pub fn members_server(service: Service) -> PeerServer<Service> {
+    PeerServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES)
+}
+
 /// Serves peers until `stop`.
 pub async fn serve(
     listener: TcpListener,
@@ -256,9 +274,7 @@ pub async fn serve(
 ) {
     let (sender, connections) = mpsc::channel(HANDSHAKES_MAX);
     let door = Door {
-        members: PeerServer::new(service.clone())
-            .max_decoding_message_size(MESSAGE_BYTES)
-            .max_encoding_message_size(MESSAGE_BYTES),
+        members: members_server(service.clone()),
         joiners: PeerServer::new(service.clone()).max_decoding_message_size(JOIN_BYTES),
     };
     let serving = Server::builder()

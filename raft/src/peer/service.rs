@@ -269,28 +269,25 @@ impl proto::peer_server::Peer for Service {
             .manifest
             .ok_or_else(|| Status::invalid_argument("a snapshot without its manifest"))?;
         let memory = Arc::clone(&self.inner.memory);
-        let blocking = |error: tokio::task::JoinError| Status::internal(error.to_string());
+        let host = memory.host();
         let parent = memory.snapshots().clone();
-        let mut receiver = tokio::task::spawn_blocking(move || Receiver::start(&parent, manifest))
+        let mut receiver = host
+            .blocking(None, move || Receiver::start(&parent, manifest))
             .await
-            .map_err(blocking)?
             .map_err(fatal)?;
         while let Some(piece) = pieces.message().await? {
             let Some(Piece::Bytes(bytes)) = piece.piece else {
                 return Err(Status::invalid_argument("a second header in a snapshot"));
             };
-            receiver =
-                tokio::task::spawn_blocking(move || receiver.write(&bytes).map(|()| receiver))
-                    .await
-                    .map_err(blocking)?
-                    .map_err(fatal)?;
+            receiver = host
+                .blocking(None, move || receiver.write(&bytes).map(|()| receiver))
+                .await
+                .map_err(fatal)?;
         }
         let rows = Arc::clone(memory.rows());
-        let jobs = memory.jobs().clone();
-        let snapshot = jobs
-            .spawn_blocking(move || receiver.finish(&*rows))
+        let snapshot = host
+            .blocking(Some(memory.jobs()), move || receiver.finish(&*rows))
             .await
-            .map_err(blocking)?
             .map_err(fatal)?;
         let snapshot = RaftSnapshot {
             meta: snapshot.meta().map_err(fatal)?,

@@ -18,6 +18,7 @@ use crate::artifacts::{self, Pulls};
 use crate::board::Board;
 use crate::cluster::Cluster;
 use crate::desk::{self, Desk};
+use crate::host::Host;
 use crate::identity::{Files, Identity};
 use crate::inner::Inner;
 use crate::options::Options;
@@ -34,6 +35,8 @@ const GOSSIP_BACKLOG: usize = 4096;
 /// What is needed to put a node together.
 pub struct Parts {
     pub options: Options,
+    pub host: Host,
+    pub config: openraft::Config,
     pub identity: Identity,
     pub engine: Open,
     pub snapshots: PathBuf,
@@ -55,6 +58,8 @@ pub async fn assemble(
 ) -> Result<Cluster, Error> {
     let Parts {
         options,
+        host,
+        config,
         identity,
         engine,
         snapshots,
@@ -72,14 +77,14 @@ pub async fn assemble(
     let (machine, log) = {
         let no_sync = options.unsafe_no_sync;
         let engine = engine.0.clone();
-        tokio::task::spawn_blocking(move || {
-            let machine = Machine::open(&engine, snapshots)?;
-            let log = LogStore::open(&engine, no_sync)?;
+        let on = host.clone();
+        host.blocking(None, move || {
+            let machine = Machine::open(&engine, snapshots, on.clone())?;
+            let log = LogStore::open(&engine, &on, no_sync)?;
             machine.cover(log.last())?;
             Ok((machine, log))
         })
         .await
-        .map_err(|error| Error::Stopped(error.to_string()))?
         .map_err(opening())?
     };
     let memory = machine.memory();
@@ -118,11 +123,12 @@ pub async fn assemble(
         identity.cluster_id,
         identity.node_id,
         client_tls,
+        host,
         lookup,
     ));
     let raft = Raft::new(
         identity.node_id,
-        Arc::new(options.raft_config()?),
+        Arc::new(config),
         Network::new(Arc::clone(&links)),
         log,
         machine,
@@ -173,12 +179,17 @@ pub async fn assemble(
         let service = Service::new(Arc::clone(&inner));
         let stop = inner.stop.clone();
         inner.spawn(peer::serve(listener, server_tls, service, stop));
-        inner.spawn(pulse::run(Arc::clone(&inner)));
-        inner.spawn(manage::run(Arc::clone(&inner)));
-        inner.spawn(manage::announce(Arc::clone(&inner)));
-        inner.spawn(artifacts::run(Arc::clone(&inner)));
+        meet_peers(&inner);
     }
     Ok(Cluster { inner })
+}
+
+/// Starts what a node does among peers.
+pub fn meet_peers(inner: &Arc<Inner>) {
+    inner.spawn(pulse::run(Arc::clone(inner)));
+    inner.spawn(manage::run(Arc::clone(inner)));
+    inner.spawn(manage::announce(Arc::clone(inner)));
+    inner.spawn(artifacts::run(Arc::clone(inner)));
 }
 
 /// What the log has given up must be in the rows, or in a snapshot that puts them back. Rows that

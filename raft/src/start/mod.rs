@@ -15,13 +15,21 @@ use tokio::net::TcpListener;
 
 use crate::Error;
 use crate::cluster::Cluster;
+use crate::host::Host;
 use crate::identity::{Files, Identity};
 use crate::join::{self, Admission};
 use crate::options::{Options, Start};
 use crate::store::claim;
 use crate::tls::NodeKey;
+#[cfg(not(test))]
 use assemble::{Parts, assemble};
 use found::found;
+
+// The simulation puts nodes together of parts of its own.
+#[cfg(test)]
+pub use assemble::{Parts, assemble, meet_peers, names};
+#[cfg(test)]
+pub use found::{NewCluster, founding, propose_founding};
 
 /// See [`Cluster::start`].
 pub async fn start(mut options: Options) -> Result<Cluster, Error> {
@@ -97,6 +105,8 @@ async fn resume(
         sealer: Some(files.sealer()?),
         bootstrap,
         scratch: None,
+        config: options.raft_config()?,
+        host: Host::Real,
         options,
     };
     assemble(parts, Some((files, listener))).await

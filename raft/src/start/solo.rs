@@ -11,6 +11,7 @@ use super::Open;
 use super::assemble::{Parts, assemble};
 use super::found::{NewCluster, founding, propose_founding};
 use crate::cluster::Cluster;
+use crate::host::Host;
 use crate::identity::Identity;
 use crate::options::{Limits, Options, Start, Timing};
 
@@ -73,6 +74,8 @@ async fn solo_on(engine: Engine, blobs_dir: Option<PathBuf>) -> Cluster {
         sealer: Some(new.sealer),
         bootstrap: Vec::new(),
         scratch: Some(scratch),
+        config: options.raft_config().expect("a valid configuration"),
+        host: Host::Real,
         options,
     };
     let cluster = assemble(parts, None).await.expect("a node in memory");

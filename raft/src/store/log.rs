@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use super::note;
 use super::sync::{Syncer, Waiter};
+use crate::host::Host;
 use crate::types::{LogEntry, LogId, TypeConfig, Vote};
 use crate::wire::proto;
 
@@ -170,7 +171,7 @@ pub fn claim(log: &dyn Log, identity: &str, must_exist: bool) -> io::Result<()> 
 
 impl LogStore {
     /// Takes the log of an engine into use.
-    pub fn open(engine: &Engine, unsafe_no_sync: bool) -> io::Result<Self> {
+    pub fn open(engine: &Engine, host: &Host, unsafe_no_sync: bool) -> io::Result<Self> {
         let log = Arc::clone(&engine.log);
         let id = |name| -> io::Result<Option<LogId>> {
             let bytes = log.note(name)?;
@@ -204,7 +205,7 @@ impl LogStore {
         };
         Ok(Self {
             inner: Arc::new(Inner {
-                syncer: Syncer::start(Arc::clone(&log), unsafe_no_sync)?,
+                syncer: Syncer::start(Arc::clone(&log), host, unsafe_no_sync)?,
                 log,
                 rows: Arc::clone(&engine.rows),
                 known: Mutex::new(known),

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Snapshot, note};
 use crate::clock::Clock;
+use crate::host::Host;
 use crate::types::{LogId, Outcomes, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire::proto;
 
@@ -39,6 +40,7 @@ pub struct Memory {
     progress: watch::Sender<Progress>,
     rows: Arc<dyn Rows>,
     clock: Clock,
+    host: Host,
     /// Work on snapshots, outside of openraft's own tasks.
     jobs: TaskTracker,
     snapshots: PathBuf,
@@ -69,6 +71,11 @@ impl Memory {
     /// The time of entries.
     pub fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// The machine that this node runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Directory of the snapshots.
@@ -128,7 +135,7 @@ fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
 
 impl Machine {
     /// Loads the state that the rows of an engine hold. Snapshots live below `snapshots`.
-    pub fn open(engine: &Engine, snapshots: PathBuf) -> io::Result<Self> {
+    pub fn open(engine: &Engine, snapshots: PathBuf, host: Host) -> io::Result<Self> {
         let rows = Arc::clone(&engine.rows);
         let applied = rows.note(note::APPLIED)?;
         let applied = applied
@@ -161,7 +168,8 @@ impl Machine {
             state: RwLock::new(state),
             progress: watch::Sender::new(progress),
             rows,
-            clock: Clock::default(),
+            clock: Clock::new(host.clone()),
+            host,
             jobs: TaskTracker::new(),
             snapshots,
             current: Mutex::new(current),
@@ -301,11 +309,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
             snapshot.retire();
             memory.build().map(drop)
         };
-        self.memory
-            .jobs
-            .spawn_blocking(install)
-            .await
-            .map_err(io::Error::other)??;
+        let (host, jobs) = (&self.memory.host, &self.memory.jobs);
+        host.blocking(Some(jobs), install).await?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         if let Some(applied) = self.applied {
@@ -344,9 +349,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
         let memory = Arc::clone(&self.memory);
-        let jobs = memory.jobs.clone();
-        jobs.spawn_blocking(move || memory.build())
-            .await
-            .map_err(io::Error::other)?
+        let (host, jobs) = (self.memory.host(), self.memory.jobs());
+        host.blocking(Some(jobs), move || memory.build()).await
     }
 }

@@ -13,9 +13,10 @@ pub use inspect::Inspection;
 pub use log::{LogStore, Size, claim};
 pub use machine::{Machine, Memory, Progress};
 pub use snapshot::{Receiver, Snapshot};
+pub use sync::{SyncWorker, Waiter};
 
 /// Notes beside rows and log entries.
-mod note {
+pub mod note {
     /// Whose log it is.
     pub const IDENTITY: &str = "identity";
     /// Last vote.

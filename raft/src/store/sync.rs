@@ -5,13 +5,15 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SendError, Sender, channel};
 use std::time::Instant;
 
 use muster_storage::engine::Log;
 use openraft::storage::IOFlushed;
+use tokio::sync::mpsc::error::SendError;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
+use crate::host::Host;
 use crate::types::TypeConfig;
 
 /// Who waits for the sync.
@@ -38,17 +40,20 @@ impl Waiter {
 /// Handle to the thread; it ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct Syncer {
-    queue: Sender<Waiter>,
+    queue: UnboundedSender<Waiter>,
 }
 
 impl Syncer {
     /// Starts the thread. With `unsafe_no_sync` it reports success without syncing, so that a test
     /// of power cuts can be seen to bite.
-    pub fn start(log: Arc<dyn Log>, unsafe_no_sync: bool) -> io::Result<Self> {
-        let (queue, waiters) = channel();
-        std::thread::Builder::new()
-            .name("muster-log-sync".into())
-            .spawn(move || run(&waiters, &*log, unsafe_no_sync))?;
+    pub fn start(log: Arc<dyn Log>, host: &Host, unsafe_no_sync: bool) -> io::Result<Self> {
+        let (queue, waiters) = unbounded_channel();
+        let worker = SyncWorker {
+            log,
+            unsafe_no_sync,
+            failed: None,
+        };
+        host.spawn_syncer(worker, waiters)?;
         Ok(Self { queue })
     }
 
@@ -60,22 +65,42 @@ impl Syncer {
     }
 }
 
-fn run(waiters: &Receiver<Waiter>, log: &dyn Log, unsafe_no_sync: bool) {
-    // After a failed sync the page cache cannot be trusted: nothing is promised any more.
-    let mut failed: Option<io::Error> = None;
-    while let Ok(first) = waiters.recv() {
-        let batch: Vec<Waiter> = std::iter::once(first).chain(waiters.try_iter()).collect();
-        if failed.is_none() && !unsafe_no_sync {
+/// What the thread does.
+pub struct SyncWorker {
+    log: Arc<dyn Log>,
+    unsafe_no_sync: bool,
+    /// After a failed sync the page cache cannot be trusted: nothing is promised any more.
+    failed: Option<io::Error>,
+}
+
+impl SyncWorker {
+    /// Serves waiters for ever.
+    pub fn run(mut self, mut waiters: UnboundedReceiver<Waiter>) {
+        while let Some(first) = waiters.blocking_recv() {
+            let batch = Self::gather(first, &mut waiters);
+            self.settle(batch);
+        }
+    }
+
+    /// Everyone who waits now, in the order in which they came.
+    pub fn gather(first: Waiter, waiters: &mut UnboundedReceiver<Waiter>) -> Vec<Waiter> {
+        let more = std::iter::from_fn(|| waiters.try_recv().ok());
+        std::iter::once(first).chain(more).collect()
+    }
+
+    /// One sync for a whole batch.
+    pub fn settle(&mut self, batch: Vec<Waiter>) {
+        if self.failed.is_none() && !self.unsafe_no_sync {
             let start = Instant::now();
-            if let Err(error) = log.sync() {
+            if let Err(error) = self.log.sync() {
                 tracing::error!(%error, "cannot sync the log; this node stops taking part");
-                failed = Some(error);
+                self.failed = Some(error);
             }
             metrics::histogram!("muster_raft_log_sync_seconds").record(start.elapsed());
             metrics::counter!("muster_raft_log_syncs_total").increment(1);
         }
         for waiter in batch {
-            waiter.done(failed.as_ref().map_or(Ok(()), Err));
+            waiter.done(self.failed.as_ref().map_or(Ok(()), Err));
         }
     }
 }
