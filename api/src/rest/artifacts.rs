@@ -9,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt as _;
 use muster_storage::blobs::BlobWriter;
-use muster_storage::command::PutMode;
 use muster_storage::model::{Artifact, Object, ObjectKind, Sha256};
 use muster_storage::{Command, Effect};
 use serde::Deserialize;
@@ -70,14 +69,7 @@ async fn upload(
         sha256,
         size,
     });
-    let mode = match conditions {
-        Conditions { absent: true, .. } => PutMode::Create,
-        Conditions { exists: true, .. }
-        | Conditions {
-            revision: Some(_), ..
-        } => PutMode::Replace,
-        Conditions { .. } => PutMode::Apply,
-    };
+    let mode = conditions.mode();
     let outcome = write(
         &app,
         caller.without_key(),

@@ -4,6 +4,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use muster_storage::command::PutMode;
 use muster_storage::model::ObjectKind;
 use muster_storage::{Actor, Revision};
 use serde::de::DeserializeOwned;
@@ -98,6 +99,20 @@ pub struct Conditions {
     pub exists: bool,
     /// Only if it does not exist.
     pub absent: bool,
+}
+
+impl Conditions {
+    /// Whether a PUT under these conditions may make or replace.
+    pub fn mode(&self) -> PutMode {
+        match self {
+            Self { absent: true, .. } => PutMode::Create,
+            Self { exists: true, .. }
+            | Self {
+                revision: Some(_), ..
+            } => PutMode::Replace,
+            Self { .. } => PutMode::Apply,
+        }
+    }
 }
 
 impl FromRequestParts<Shared> for Conditions {

@@ -174,22 +174,33 @@ async fn put(
     // Hashing takes long: once, not once for each attempt.
     let draft = Draft::new(Some(kind), body)?.with_password_hashed().await?;
     let draft = draft.with_key(&key)?;
-    let mode = match conditions {
-        Conditions { absent: true, .. } => PutMode::Create,
-        Conditions { exists: true, .. }
-        | Conditions {
-            revision: Some(_), ..
-        } => PutMode::Replace,
-        Conditions { .. } => PutMode::Apply,
-    };
+    // A secret that was put back is that of this revision and of no other.
+    let prepare = || settle(&app, draft.clone());
+    let new = put_over(
+        &app,
+        caller,
+        conditions.revision,
+        conditions.mode(),
+        prepare,
+    )
+    .await?;
+    show(&app, kind, &key, created(new))
+}
+
+/// Writes what `prepare` makes of what there is, with the revision on which that rests; anew while
+/// others change it meanwhile, unless the client said which revision it means. Whether it is new.
+async fn put_over(
+    app: &App,
+    caller: Caller,
+    meant: Option<Revision>,
+    mode: PutMode,
+    prepare: impl Fn() -> Result<(Object, Option<Revision>), Problem>,
+) -> Result<bool, Problem> {
     for _ in 0..ATTEMPTS {
-        let (object, kept) = settle(&app, draft.clone())?;
-        // A secret that was put back is that of this revision and of no other.
-        let if_match = conditions.revision.or(kept);
-        match put_object(&app, caller.clone(), if_match, object, mode).await {
-            Err(problem) if problem.code == "stale" && conditions.revision.is_none() => {}
-            Err(problem) => return Err(problem),
-            Ok(new) => return show(&app, kind, &key, created(new)),
+        let (object, read) = prepare()?;
+        match put_object(app, caller.clone(), meant.or(read), object, mode).await {
+            Err(problem) if problem.code == "stale" && meant.is_none() => {}
+            result => return result,
         }
     }
     Err(busy())
@@ -214,7 +225,7 @@ async fn patch(
     let key = name(&app, kind, &key);
     let changes = Draft::new(Some(kind), body)?.with_password_hashed().await?;
     let changes = Value::Object(changes.fields);
-    for _ in 0..ATTEMPTS {
+    let prepare = || {
         let (mut fields, revision) = app.cluster.read(|state| {
             let record = find(state, kind, &key)?;
             Ok::<_, Problem>((Value::Object(view::fields(&record.object)), record.revision))
@@ -225,22 +236,10 @@ async fn patch(
         };
         let draft = Draft { kind, fields }.with_key(&key)?;
         let (object, _) = settle(&app, draft)?;
-        let if_match = conditions.revision.unwrap_or(revision);
-        let written = put_object(
-            &app,
-            caller.clone(),
-            Some(if_match),
-            object,
-            PutMode::Replace,
-        )
-        .await;
-        match written {
-            Err(problem) if problem.code == "stale" && conditions.revision.is_none() => {}
-            Err(problem) => return Err(problem),
-            Ok(_) => return show(&app, kind, &key, StatusCode::OK),
-        }
-    }
-    Err(busy())
+        Ok((object, Some(revision)))
+    };
+    put_over(&app, caller, conditions.revision, PutMode::Replace, prepare).await?;
+    show(&app, kind, &key, StatusCode::OK)
 }
 
 /// Answers DELETE of one object.
