@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use api::Api;
 use begin::begin;
-use drain::drain;
+use drain::{drain, step_out};
 use files::{make_data_dir, write_file};
 use settings::Settings;
 
@@ -137,7 +137,8 @@ async fn run(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
 
     let stopping = CancellationToken::new();
     let app = App::new(cluster.clone(), move || metrics.render(), stopping.clone());
-    api.serving.set(rest::router(app), cluster.api_tls());
+    api.serving
+        .set(rest::router(app.clone()), cluster.api_tls());
     let mut services = services::start(&cluster, options, &settings, &stopping)?;
     notify("READY=1");
     tracing::info!(
@@ -150,6 +151,13 @@ async fn run(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
     let failure = tokio::select! {
         () = stop_signal.wait() => None,
         failure = services.failure() => Some(failure),
+        why = cluster.diverges() => {
+            let router = rest::out_of_service(app, why);
+            api.serving.set(router, cluster.api_tls());
+            step_out(&stopping, &mut services).await;
+            stop_signal.wait().await;
+            None
+        }
     };
     notify("STOPPING=1");
     drain(&cluster, &stopping, services, api).await;

@@ -1,6 +1,6 @@
 //! What this node knows of its peers' health: heard from their own mouth, moments ago.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub struct Contact {
 impl Contact {
     /// Whether the peer is there.
     pub fn live(&self) -> bool {
-        !self.refused && self.at.elapsed() < SILENCE
+        !self.refused && self.status.fault.is_empty() && self.at.elapsed() < SILENCE
     }
 }
 
@@ -34,6 +34,8 @@ impl Contact {
 pub struct Board {
     contacts: Mutex<BTreeMap<u64, Contact>>,
     live: watch::Sender<Vec<u64>>,
+    /// Those whose state is seen to differ from this node's.
+    differing: Mutex<BTreeSet<u64>>,
 }
 
 impl Board {
@@ -42,6 +44,7 @@ impl Board {
         Self {
             contacts: Mutex::default(),
             live: watch::Sender::default(),
+            differing: Mutex::default(),
         }
     }
 
@@ -107,6 +110,26 @@ impl Board {
             }
             changed
         });
+    }
+
+    /// Notes whose state differs from this node's; returns those of whom it was not known.
+    pub fn set_differing(&self, peers: BTreeSet<u64>) -> Vec<u64> {
+        metrics::gauge!("muster_raft_diverged_peers").set(peers.len() as f64);
+        let mut known = self
+            .differing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let new = peers.difference(&known).copied().collect();
+        *known = peers;
+        new
+    }
+
+    /// Whether a peer's state is seen to differ from this node's.
+    pub fn differs(&self, peer: u64) -> bool {
+        self.differing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&peer)
     }
 
     /// The live peers, and a way to wait for changes.

@@ -124,6 +124,24 @@ impl Cluster {
         self.inner.fault()
     }
 
+    /// Why nothing that this node says can be trusted: its state is not that of the others.
+    pub fn diverged(&self) -> Option<String> {
+        self.inner.diverged.borrow().clone()
+    }
+
+    /// Resolves with the reason when this node finds that its state is not that of the others.
+    pub async fn diverges(&self) -> String {
+        let mut diverged = self.inner.diverged.subscribe();
+        loop {
+            if let Some(why) = diverged.borrow_and_update().clone() {
+                return why;
+            }
+            if diverged.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Whether this node has once since its start been as far as a leader's commit.
     pub fn caught_up_once(&self) -> bool {
         self.inner.caught_up.load(Ordering::Acquire)

@@ -67,6 +67,9 @@ pub enum Error {
     /// No peer has the artifact.
     #[error("no live node has the artifact {0}")]
     NoSuchArtifact(String),
+    /// This node took itself out of service before.
+    #[error("this node is out of service: {0}")]
+    Diverged(String),
     /// This node has stopped taking part.
     #[error("this node has stopped taking part: {0}")]
     Stopped(String),

@@ -132,6 +132,17 @@ impl Files {
         self.write("node.crt", pem.as_bytes(), 0o644)
     }
 
+    /// Why nothing that this node says can be trusted, if that was found out.
+    pub fn diverged(&self) -> Result<Option<String>, Error> {
+        let text = self.read("diverged")?;
+        Ok(text.map(|bytes| String::from_utf8_lossy(bytes.trim_ascii()).into_owned()))
+    }
+
+    /// Notes it: the node does not start again.
+    pub fn set_diverged(&self, why: &str) -> Result<(), Error> {
+        self.write("diverged", format!("{why}\n").as_bytes(), 0o644)
+    }
+
     fn bad(&self, name: &str, problem: impl ToString) -> Error {
         Error::BadIdentity {
             file: self.dir.join(name).display().to_string(),

@@ -60,6 +60,8 @@ pub struct Inner {
     pub draining: AtomicBool,
     /// Why this node does not belong to the cluster any more.
     pub out: OnceLock<String>,
+    /// Why nothing that this node says can be trusted.
+    pub diverged: watch::Sender<Option<String>>,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     /// Goes with a node in memory.
@@ -88,8 +90,10 @@ impl Inner {
 
     /// Why this node has stopped taking part.
     pub fn fault(&self) -> Option<String> {
-        let out = || self.out.get().cloned();
-        self.view.borrow().fault.clone().or_else(out)
+        let diverged = self.diverged.borrow().clone();
+        diverged
+            .or_else(|| self.out.get().cloned())
+            .or_else(|| self.view.borrow().fault.clone())
     }
 
     /// The cluster told this node that it does not belong any more.

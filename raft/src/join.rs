@@ -37,6 +37,9 @@ pub async fn admit(
     inner: &Arc<Inner>,
     request: proto::JoinRequest,
 ) -> Result<proto::JoinReply, Status> {
+    inner
+        .check_running()
+        .map_err(|error| Status::unavailable(error.to_string()))?;
     let (leading, leader) = {
         let view = inner.view.borrow();
         (view.leads_quorum(inner.id.0), view.leader)

@@ -14,6 +14,7 @@ mod board;
 mod clock;
 mod cluster;
 mod desk;
+mod digests;
 mod drain;
 mod error;
 mod follow;

@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
+use crate::digests;
 use crate::inner::Inner;
 use crate::peer::REMOVED;
 use crate::wire::proto;
@@ -30,15 +31,20 @@ pub const GOSSIP_MAX: usize = 16 << 10;
 
 fn status(inner: &Inner) -> proto::Beat {
     let progress = *inner.progress.borrow();
+    let fault = inner.fault();
+    let marks = digests::told(inner);
     let view = inner.view.borrow();
     let status = proto::Status {
         revision: progress.revision.0,
         applied: progress.applied,
         leader: view.leader.unwrap_or(0),
-        quorum: view.leads_quorum(inner.id.0),
+        quorum: fault.is_none() && view.leads_quorum(inner.id.0),
         version: inner.options.version.clone(),
         last_log: view.last_log,
         wall: inner.memory.clock().wall(),
+        marks,
+        // A node that does not take part any more counts as dead, and says why.
+        fault: fault.unwrap_or_default(),
     };
     proto::Beat {
         beat: Some(Kind::Status(status)),
@@ -64,9 +70,8 @@ fn beats(
                         None => std::future::pending().await,
                     }
                 };
-                // A node that does not take part any more counts as dead.
-                inner.check_running().ok()?;
                 tokio::select! {
+                    () = inner.stop.cancelled() => return None,
                     _ = ticks.tick() => break status(&inner),
                     said = next => match said {
                         Ok(bytes) => break proto::Beat { beat: Some(Kind::Gossip(bytes)) },
@@ -136,6 +141,7 @@ pub async fn run(inner: Arc<Inner>) {
         }
         inner.board.refresh();
         inner.desk.note_quorum(inner.has_quorum());
+        digests::compare(&inner);
         let members: BTreeSet<u64> = inner.members().into_iter().map(|member| member.0).collect();
         for peer in members.iter().filter(|peer| **peer != inner.id.0) {
             diallers.entry(*peer).or_insert_with(|| {
@@ -171,9 +177,6 @@ async fn keep_dialling(inner: Arc<Inner>, peer: u64, stop: CancellationToken) {
 }
 
 async fn converse(inner: &Arc<Inner>, peer: u64) {
-    if inner.check_running().is_err() {
-        return;
-    }
     let Ok(link) = inner.links.to(peer) else {
         return;
     };

@@ -8,6 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::inner::Inner;
+use crate::wire::proto;
 
 /// The cluster as one node sees it.
 #[derive(Clone, Debug, Serialize)]
@@ -45,6 +46,8 @@ pub struct NodeStatus {
     pub version: String,
     /// Whether it is there.
     pub live: bool,
+    /// Why it does not take part, or must be doubted.
+    pub fault: Option<String>,
 }
 
 /// Whether a member votes.
@@ -78,6 +81,15 @@ pub struct Peer {
     pub live: bool,
     /// Whether it is this node.
     pub own: bool,
+}
+
+fn fault_of(inner: &Inner, peer: NodeId, said: Option<&proto::Status>) -> Option<String> {
+    let told = said.map(|said| said.fault.clone());
+    let differs = || {
+        let doubt = "its state differs from this node's";
+        inner.board.differs(peer.0).then(|| doubt.to_owned())
+    };
+    told.filter(|fault| !fault.is_empty()).or_else(differs)
 }
 
 /// The cluster as a node sees it.
@@ -125,6 +137,11 @@ pub fn of(inner: &Inner) -> Status {
                     .map(|c| u64::try_from(c.at.elapsed().as_millis()).unwrap_or(u64::MAX))
             },
             live: own || contact.as_ref().is_some_and(|contact| contact.live()),
+            fault: if own {
+                inner.fault()
+            } else {
+                fault_of(inner, member.id, said)
+            },
             name: member.name,
             address: member.address,
             version: member.version,

@@ -32,6 +32,14 @@ pub fn describe_metrics() {
         "muster_raft_clock_in_doubt",
         "1 while this leader's clock is far ahead of the cluster's"
     );
+    describe_gauge!(
+        "muster_raft_diverged",
+        "1 on a node that took itself out of service because its state differs from the others'"
+    );
+    describe_gauge!(
+        "muster_raft_diverged_peers",
+        "Peers whose state is seen to differ from this node's"
+    );
     describe_counter!(
         "muster_raft_leader_changes_total",
         "Changes of the leader seen"

@@ -56,7 +56,7 @@ impl View {
 
     fn read(raft: &Raft) -> Self {
         let metrics = raft.metrics().borrow_watched().clone();
-        let leading = metrics.state == ServerState::Leader;
+        let leading = metrics.state == ServerState::Leader && metrics.running_state.is_ok();
         let membership = metrics.membership_config.membership();
         Self {
             leader: metrics.current_leader,

@@ -92,6 +92,22 @@ pub fn waiting(why: &'static str) -> Router {
         .fallback(not_ready)
 }
 
+/// What a node serves when nothing that it says can be trusted any more: why, and its metrics.
+pub fn out_of_service(app: Shared, why: String) -> Router {
+    let not_ready = move || {
+        let why = format!("this node is out of service: {why}");
+        async move { Problem::new("not_ready", why) }
+    };
+    let guarded = Router::new().route("/metrics", get(health::metrics)).layer(
+        middleware::from_fn_with_state(app.clone(), auth::authenticate),
+    );
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .merge(guarded)
+        .fallback(not_ready)
+        .with_state(app)
+}
+
 async fn no_such_path(uri: Uri) -> Problem {
     Problem::new("not_found", format!("nothing is served at {}", uri.path()))
 }

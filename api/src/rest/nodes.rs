@@ -43,6 +43,7 @@ pub fn status(node: &NodeStatus, leader: Option<NodeId>) -> Map<String, Value> {
         ("last_contact_ms", node.last_contact_ms.into()),
         ("version", node.version.clone().into()),
         ("live", node.live.into()),
+        ("fault", node.fault.clone().into()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into_iter()

@@ -95,6 +95,7 @@ fn for_people(status: &Value) -> String {
         "lag",
         "last_contact_ms",
         "version",
+        "fault",
     ];
     format!(
         "cluster {}  leader {}  revision {}  quorum {}\n\n{}",

@@ -14,6 +14,17 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long transfers that run may take of that.
 const WIND_DOWN: Duration = Duration::from_secs(5);
 
+/// Ends all services: nothing that they say can be trusted. The API is left to say why.
+pub(super) async fn step_out(stopping: &CancellationToken, services: &mut Services) {
+    stopping.cancel();
+    if tokio::time::timeout(WIND_DOWN, services.finish())
+        .await
+        .is_err()
+    {
+        tracing::warn!("some services did not end in time");
+    }
+}
+
 /// Drains the node; what has not ended after [`DRAIN`] is left.
 pub(super) async fn drain(
     cluster: &Cluster,
@@ -28,7 +39,7 @@ pub(super) async fn drain(
 }
 
 /// Hands over what others can do, lets end what has begun, and leaves.
-async fn leave(cluster: &Cluster, stopping: &CancellationToken, services: Services, api: Api) {
+async fn leave(cluster: &Cluster, stopping: &CancellationToken, mut services: Services, api: Api) {
     tracing::info!("draining");
     cluster.prepare_to_stop().await;
     stopping.cancel();

@@ -28,7 +28,7 @@ impl Services {
     }
 
     /// Waits until all have ended, after they were told to stop.
-    pub async fn finish(mut self) {
+    pub async fn finish(&mut self) {
         while let Some(ended) = self.0.join_next().await {
             if let Ok(Err(error)) = ended {
                 tracing::warn!(%error, "a service ended badly");

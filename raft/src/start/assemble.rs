@@ -161,6 +161,7 @@ pub async fn assemble(
         caught_up: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         out: std::sync::OnceLock::new(),
+        diverged: watch::Sender::new(None),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
         _scratch: scratch,

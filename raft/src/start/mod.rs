@@ -36,6 +36,9 @@ pub async fn start(mut options: Options) -> Result<Cluster, Error> {
     let files = Files::open(&options.data_dir)?;
     let known = files.identity()?.filter(|identity| identity.complete);
     if let Some(identity) = known {
+        if let Some(why) = files.diverged()? {
+            return Err(Error::Diverged(why));
+        }
         let listener = listen(&mut options).await?;
         return resume(options, &files, identity, Vec::new(), listener).await;
     }
@@ -143,7 +146,7 @@ fn open(dir: &Path, identity: &Identity) -> Result<Open, Error> {
 }
 
 /// What to do with a directory that cannot be used.
-fn join_anew(dir: &Path) -> String {
+pub fn join_anew(dir: &Path) -> String {
     format!(
         "remove this node with `muster cluster remove NODE` on another, empty {} and join anew",
         dir.display()

@@ -31,6 +31,11 @@ impl Cluster {
     pub async fn solo_in(dir: &Path) -> Self {
         solo(Some(dir.to_owned())).await
     }
+
+    /// Makes a write on this node alone, behind the cluster's back, for tests.
+    pub fn diverge(&self, proposal: muster_storage::Proposal) {
+        self.inner.memory.tamper(proposal);
+    }
 }
 
 async fn solo(blobs_dir: Option<PathBuf>) -> Cluster {

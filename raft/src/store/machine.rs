@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use futures::{Stream, StreamExt};
 use muster_storage::engine::{Engine, Rows, load_state};
-use muster_storage::state::RowWrite;
+use muster_storage::state::{Digest, RowWrite};
 use muster_storage::{Outcome, Revision, State, schema};
 use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Snapshot, note};
 use crate::clock::Clock;
+use crate::digests::Marks;
 use crate::host::Host;
 use crate::types::{LogId, Outcomes, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire::proto;
@@ -32,6 +33,8 @@ pub struct Progress {
     pub applied: u64,
     /// Revision of the state.
     pub revision: Revision,
+    /// Digest of the state.
+    pub digest: Digest,
 }
 
 /// The state of this node, shared by everyone who reads it.
@@ -41,6 +44,7 @@ pub struct Memory {
     rows: Arc<dyn Rows>,
     clock: Clock,
     host: Host,
+    marks: Marks,
     /// Work on snapshots, outside of openraft's own tasks.
     jobs: TaskTracker,
     snapshots: PathBuf,
@@ -51,6 +55,19 @@ impl Memory {
     /// Reads the state as of now. `f` must be short: entries wait for it.
     pub fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
         f(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Applies a proposal to this node's state alone, as a fault of memory or program would.
+    #[cfg(any(test, feature = "test-support"))]
+    pub fn tamper(&self, proposal: muster_storage::Proposal) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let (at, revision) = (state.time(), state.revision());
+        let proposals = vec![proposal];
+        state.apply(revision, &muster_storage::Entry { at, proposals });
+        let digest = state.digest();
+        drop(state);
+        self.progress
+            .send_modify(|progress| progress.digest = digest);
     }
 
     /// How far this node has come, and a way to wait for more.
@@ -78,6 +95,11 @@ impl Memory {
         &self.host
     }
 
+    /// The digests of the state at agreed entries.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
     /// Directory of the snapshots.
     pub fn snapshots(&self) -> &PathBuf {
         &self.snapshots
@@ -95,10 +117,11 @@ impl Memory {
     }
 
     fn advance(&self, applied: LogId) {
-        let revision = self.read(State::revision);
+        let (revision, digest) = self.read(|state| (state.revision(), state.digest()));
         self.progress.send_replace(Progress {
             applied: applied.index(),
             revision,
+            digest,
         });
         metrics::gauge!("muster_raft_applied_index").set(applied.index() as f64);
     }
@@ -163,6 +186,7 @@ impl Machine {
         let progress = Progress {
             applied: applied.map_or(0, |id| id.index()),
             revision: state.revision(),
+            digest: state.digest(),
         };
         let memory = Arc::new(Memory {
             state: RwLock::new(state),
@@ -170,6 +194,7 @@ impl Machine {
             rows,
             clock: Clock::new(host.clone()),
             host,
+            marks: Marks::default(),
             jobs: TaskTracker::new(),
             snapshots,
             current: Mutex::new(current),
@@ -281,6 +306,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 }
             };
             self.applied = Some(entry.log_id);
+            let digest = || self.memory.read(State::digest);
+            self.memory.marks.applied(entry.index(), digest);
             replies.extend(responder.map(|responder| (responder, Outcomes(outcomes))));
             if rows.len() >= BATCH_ROWS {
                 self.flush(&mut rows, &mut replies)?;
@@ -306,6 +333,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             let state = snapshot.take_state(&*memory.rows)?;
             memory.rows.replace(&snapshot.files_dir())?;
             *memory.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+            memory.marks.clear();
             snapshot.retire();
             memory.build().map(drop)
         };

@@ -6,6 +6,7 @@ mod common;
 
 mod artifacts;
 mod directory;
+mod diverged;
 mod drain;
 mod membership;
 mod replication;
