@@ -87,6 +87,9 @@ pub enum PutMode {
 pub enum Command {
     /// The founding entry: names the cluster and hands it its certificate authority.
     Found(Box<Founding>),
+    /// The state of a lost cluster goes on as a new one, under the same authority and with one
+    /// member. Applied to what a backup or the last survivor holds, before anything is served.
+    Refound(Box<Refounding>),
     /// Write an object.
     Put {
         /// The object, whole.
@@ -194,6 +197,18 @@ pub struct Founding {
     /// PHC string of the first password of user `admin`.
     pub admin_password_hash: String,
     /// The founding node; gets id 1.
+    pub member: Member,
+}
+
+/// What going on as a new cluster writes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refounding {
+    /// Identity of the new cluster.
+    pub cluster_id: Uuid,
+    /// Private key of the authority, sealed under the new cluster's key.
+    pub ca_key_sealed: Octets,
+    /// Its only member; gets the revision of this command as its id.
     pub member: Member,
 }
 

@@ -4,6 +4,7 @@
 //! Nothing here knows about tokio, sockets, the clock or randomness: time and random values travel
 //! inside a [`command::Command`]. Start reading at [`state::State::apply`].
 
+pub mod backup;
 pub mod blobs;
 pub mod command;
 pub mod engine;

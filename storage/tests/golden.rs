@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
-use muster_storage::command::{Bind, Client, Founding, PutMode};
+use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding};
 use muster_storage::model::{
     Artifact, Bootenv, JoinToken, Machine, Member, Object, ObjectKind, Octets, Param, Profile,
     RenderedFile, Reservation, Settings, Sha256, Subnet, Template, Token,
@@ -239,6 +239,14 @@ fn samples() -> Vec<(&'static str, Command)> {
             },
         ),
         ("expire", Command::Expire),
+        (
+            "refound",
+            Command::Refound(Box::new(Refounding {
+                cluster_id: Uuid::from_u128(0xc2),
+                ca_key_sealed: Octets(vec![4, 5, 6]),
+                member: member("n3", 14),
+            })),
+        ),
     ]
 }
 
@@ -246,6 +254,7 @@ fn samples() -> Vec<(&'static str, Command)> {
 fn name_of(command: &Command) -> &'static str {
     match command {
         Command::Found(_) => "found",
+        Command::Refound(_) => "refound",
         Command::Put { .. } => "put",
         Command::Delete { .. } => "delete",
         Command::Expect { .. } => "expect",
@@ -267,7 +276,7 @@ fn name_of(command: &Command) -> &'static str {
     }
 }
 
-const COMMANDS: usize = 19;
+const COMMANDS: usize = 20;
 
 fn entries() -> Vec<(&'static str, Entry)> {
     samples()

@@ -4,8 +4,10 @@
 
 use std::net::Ipv4Addr;
 
-use muster_storage::command::{Bind, Client, Founding, PutMode};
-use muster_storage::model::{LeaseState, Machine, Member, Object, Octets, Sha256};
+use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding};
+use muster_storage::model::{
+    JoinToken, LeaseState, Machine, Member, Object, Octets, Sha256, Token,
+};
 use muster_storage::state::{Claim, EVENTS_OCTETS_MAX};
 use muster_storage::{
     Actor, Command, Effect, Entry, Mac, NodeId, Proposal, RequestId, Revision, State, Timestamp,
@@ -201,4 +203,38 @@ fn history_is_bounded_in_octets_and_says_what_it_forgot() {
     let loaded = State::load(rows.filter_map(|row| Some((row.key, row.value?)))).expect("load");
     assert_eq!(loaded.digest(), site.state.digest());
     assert_eq!(loaded.history_start(), site.state.history_start());
+}
+
+#[test]
+fn a_lost_cluster_goes_on_as_a_new_one_with_its_objects_and_without_its_tokens() {
+    let mut site = Site::new();
+    site.run(subnet());
+    let address = site.bind(1);
+    for (hash, token) in [(7, true), (8, false)] {
+        let (hash, expires_at) = (Sha256([hash; 32]), Timestamp(u64::MAX));
+        site.run(if token {
+            Command::AddToken(Token {
+                hash,
+                user: "admin".into(),
+                expires_at,
+            })
+        } else {
+            Command::AddJoinToken(JoinToken { hash, expires_at })
+        });
+    }
+    let effect = site.run(Command::Refound(Box::new(Refounding {
+        cluster_id: Uuid::from_u128(2),
+        ca_key_sealed: Octets(vec![1]),
+        member: member(1, &[]),
+    })));
+    let id = NodeId(Revision::new(site.index, 0).0);
+    assert_eq!(effect, Effect::Member(id));
+    let state = &site.state;
+    let members: Vec<NodeId> = state.members().map(|member| member.id).collect();
+    assert_eq!(members, [id], "ids are never used again");
+    assert_eq!(state.cluster().expect("a cluster").id, Uuid::from_u128(2));
+    assert!(state.lease(address).is_some() && state.user("admin").is_some());
+    let (token, join_token) = (Sha256([7; 32]), Sha256([8; 32]));
+    assert!(state.token(&token, Timestamp(0)).is_none());
+    assert!(state.join_token(&join_token).is_none());
 }

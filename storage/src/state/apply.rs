@@ -65,6 +65,7 @@ impl State {
     fn execute(&mut self, context: Context<'_>, command: &Command) -> Result<Effect, Rejection> {
         match command {
             Command::Found(founding) => self.found(context, founding),
+            Command::Refound(refounding) => self.refound(context, refounding),
             Command::Put { object, mode } => self.put_object(context, object, *mode),
             Command::Delete { kind, key } => self.delete_object(context, *kind, key),
             Command::Expect {

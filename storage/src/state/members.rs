@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::row::{Row, RowKey};
 use super::table::{Cluster, Context, Meta, State};
-use crate::command::{Effect, Founding, Rejection};
+use crate::command::{Effect, Founding, Refounding, Rejection};
 use crate::event::{Action, Subject};
 use crate::model::{
     Identifier, JoinToken, Member, NodeId, Object, Record, Settings, Sha256, Timestamp, Token, User,
@@ -42,6 +42,40 @@ impl State {
             self.write_object(context, object);
         }
         Ok(Effect::Member(NodeId(1)))
+    }
+
+    pub(super) fn refound(
+        &mut self,
+        context: Context<'_>,
+        refounding: &Refounding,
+    ) -> Result<Effect, Rejection> {
+        let Some(cluster) = self.cluster.as_deref().cloned() else {
+            return Err(Rejection::Conflict("there is no cluster yet".into()));
+        };
+        self.put(
+            RowKey::Cluster,
+            Some(Row::Cluster(Cluster {
+                id: refounding.cluster_id,
+                ca_pem: cluster.ca_pem,
+                ca_key_sealed: refounding.ca_key_sealed.clone(),
+            })),
+        );
+        for node in self.members.keys().copied().collect::<Vec<_>>() {
+            self.remove_member(context, node)?;
+        }
+        // What was revoked after the state was kept must not come alive again.
+        let join_tokens = self.join_tokens.keys().copied().map(RowKey::JoinToken);
+        let tokens = self.tokens.keys().copied().map(RowKey::Token);
+        for token in join_tokens.chain(tokens).collect::<Vec<_>>() {
+            self.put(token, None);
+        }
+        let id = NodeId(context.revision.0);
+        let member = Member {
+            id,
+            ..refounding.member.clone()
+        };
+        self.write_member(context, member, Action::Created);
+        Ok(Effect::Member(id))
     }
 
     pub(super) fn add_member(

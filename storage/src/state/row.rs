@@ -156,6 +156,22 @@ impl Row {
 pub struct Digest(pub [u8; 16]);
 
 impl Digest {
+    /// Of these rows alone: key and value of each, as stored.
+    pub fn of<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let mut digest = Self::default();
+        for (key, value) in rows {
+            digest.add(key, value);
+        }
+        digest
+    }
+
+    /// The sum of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let (one, two) = (u128::from_be_bytes(self.0), u128::from_be_bytes(other.0));
+        Self(one.wrapping_add(two).to_be_bytes())
+    }
+
     /// Adds a row.
     pub(super) fn add(&mut self, key: &[u8], value: &[u8]) {
         self.0 = u128::from_be_bytes(self.0)
