@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::Stream;
+use muster_storage::backup::Header;
 use muster_storage::blobs::Blobs;
 use muster_storage::model::{JoinToken, Member, Sha256};
 use muster_storage::{
@@ -22,7 +23,7 @@ use crate::options::Options;
 use crate::status::{self, Peer, Status};
 use crate::tls::{self, Token};
 use crate::wire::proto::manage_request::Order;
-use crate::{Error, artifacts, desk, drain, manage, pulse, reads};
+use crate::{Error, artifacts, backup, desk, drain, manage, pulse, reads};
 
 /// A node's membership in its cluster: read, propose, follow, and know the others.
 ///
@@ -315,6 +316,21 @@ impl Cluster {
     /// When fewer than a quorum can hold it.
     pub async fn spread(&self, sha: Sha256, size: u64) -> Result<Vec<NodeId>, Error> {
         artifacts::spread(&self.inner, sha, size).await
+    }
+
+    /// Writes a backup of what this node has applied, with the bytes of all artifacts if they are
+    /// wanted. Blocks for as long as `out` does.
+    ///
+    /// # Errors
+    /// When something cannot be read or written, or the passphrase is too short; what was written
+    /// until then is no backup.
+    pub fn backup(
+        &self,
+        passphrase: &str,
+        artifacts: bool,
+        out: impl io::Write,
+    ) -> Result<Header, Error> {
+        backup::write(&self.inner, passphrase, artifacts, out)
     }
 
     /// Streams an artifact that this node lacks from peers that have it.

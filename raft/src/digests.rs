@@ -189,12 +189,14 @@ mod tests {
             .collect()
     }
 
+    /// What node 1 judges: digests, voters, leader, live peers; and how.
+    type Row<'a> = (&'a str, &'a [u64], Option<u64>, &'a [u64], Verdict);
+
     #[test]
     fn the_majority_is_right_and_without_one_the_leader() {
         use Verdict::{Out, Same};
         let others = |ids: &[u64]| Verdict::Others(ids.iter().copied().collect());
-        // Node 1 judges: digests, voters, leader, live peers.
-        let rows: [(&str, &[u64], Option<u64>, &[u64], Verdict); 15] = [
+        let rows: [Row<'_>; 15] = [
             ("aaa", &[1, 2, 3], Some(2), &[2, 3], Same),
             ("a..", &[1, 2, 3], Some(2), &[2, 3], Same),
             (".aa", &[1, 2, 3], Some(2), &[2, 3], Same),

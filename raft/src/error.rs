@@ -47,6 +47,9 @@ pub enum Error {
     /// Stored data cannot be used.
     #[error("stored data cannot be used: {0}")]
     Corrupt(String),
+    /// A backup cannot be read.
+    #[error(transparent)]
+    Backup(#[from] muster_storage::backup::Error),
     /// The disk or the network failed.
     #[error("{doing}: {source}")]
     Io {

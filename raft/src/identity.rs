@@ -11,6 +11,9 @@ use uuid::Uuid;
 use crate::Error;
 use crate::tls::Sealer;
 
+/// Where a recovery prepares what is to be put in place.
+pub const RECOVERED: &str = "recovered";
+
 /// Who this node is. Written last when a directory is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,8 +55,27 @@ impl Files {
         &self.dir
     }
 
+    /// Into which directory a recovery that was interrupted puts the old data aside.
+    pub fn interrupted_recovery(dir: &Path) -> Result<Option<String>, Error> {
+        let prepared = Self {
+            dir: dir.join(RECOVERED),
+        };
+        let name = prepared.read("aside")?;
+        Ok(name.map(|name| String::from_utf8_lossy(&name).into_owned()))
+    }
+
+    /// Says that what a recovery prepared here is whole, and where the old data goes.
+    pub fn set_aside(&self, name: &str) -> Result<(), Error> {
+        self.write("aside", name.as_bytes(), 0o644)
+    }
+
     /// Who this node is, if it is in a cluster.
     pub fn identity(&self) -> Result<Option<Identity>, Error> {
+        if Self::interrupted_recovery(&self.dir)?.is_some() {
+            return Err(Error::Refused(
+                "a recovery of this node was interrupted: run `muster node recover` again".into(),
+            ));
+        }
         let Some(text) = self.read("node.json")? else {
             if self.dir.join("log").exists() {
                 return Err(Error::IdentityMissing(self.dir.clone()));

@@ -10,6 +10,7 @@ extern crate self as muster_raft;
 mod common;
 
 mod artifacts;
+mod backup;
 mod board;
 mod clock;
 mod cluster;
@@ -27,6 +28,8 @@ mod options;
 mod peer;
 mod pulse;
 mod reads;
+mod recover;
+mod refound;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod sim;
@@ -40,12 +43,16 @@ mod types;
 mod view;
 mod wire;
 
+pub use backup::{Backup, Restored, restore};
 pub use cluster::Cluster;
 pub use error::Error;
 pub use follow::Follow;
 pub use identity::belongs_to_cluster;
+pub use muster_storage::backup::{ArtifactNote, Header};
 pub use muster_storage::state::Gone;
 pub use options::{Limits, Options, Start, Timing};
+pub use recover::{Loss, Survivor};
+pub use refound::Refounded;
 pub use status::{NodeStatus, Peer, Role, Status};
 pub use store::Inspection;
 pub use telemetry::describe_metrics;

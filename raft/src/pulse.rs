@@ -11,6 +11,7 @@ use tokio::sync::broadcast;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
+use uuid::Uuid;
 
 use crate::digests;
 use crate::inner::Inner;
@@ -189,6 +190,9 @@ async fn converse(inner: &Arc<Inner>, peer: u64) {
             if link.gate.refused() {
                 inner.board.refused(peer);
             }
+            if let Some(cluster) = link.gate.stranger() {
+                return met_stranger(inner, peer, cluster).await;
+            }
             turned_away(inner, peer, &status).await;
             return;
         }
@@ -201,6 +205,23 @@ async fn converse(inner: &Arc<Inner>, peer: u64) {
             Ok(Ok(None)) | Err(_) => return,
         }
     }
+}
+
+/// Where a peer listened there is a node of another cluster under the same authority: the cluster
+/// was recovered or restored. Where others still make a quorum, that one is the stranger.
+async fn met_stranger(inner: &Inner, peer: u64, cluster: Uuid) {
+    tracing::error!(
+        peer,
+        %cluster,
+        "a node of another cluster under the same authority listens at a peer's address"
+    );
+    if inner.desk.in_minority() {
+        inner.cast_out(format!(
+            "the cluster goes on without it as cluster {cluster}, recovered or restored, and what \
+             this node has is of no use there; empty its data directory and join anew"
+        ));
+    }
+    tokio::time::sleep(TURNED_AWAY).await;
 }
 
 async fn turned_away(inner: &Inner, peer: u64, status: &Status) {

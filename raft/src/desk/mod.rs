@@ -76,7 +76,7 @@ impl Desk {
     }
 
     /// Whether there has been no quorum for longer than an election takes.
-    fn in_minority(&self) -> bool {
+    pub fn in_minority(&self) -> bool {
         self.minority()
             .is_some_and(|since| since.elapsed() > MINORITY)
     }

@@ -13,10 +13,11 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
+use uuid::Uuid;
 
 use super::{CONNECT_TIMEOUT, KEEP_ALIVE};
 use crate::Error;
-use crate::tls::{ANY_PEER, PeerCertificate};
+use crate::tls::{ANY_PEER, PeerCertificate, cluster_in};
 
 /// Between two attempts at a peer that does not answer, whoever asks.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -25,6 +26,7 @@ const PAUSE: Duration = Duration::from_millis(300);
 #[derive(Default)]
 pub struct Gate {
     failed: Mutex<Option<(Instant, bool)>>,
+    stranger: Mutex<Option<Uuid>>,
 }
 
 impl Gate {
@@ -32,6 +34,12 @@ impl Gate {
     pub fn refused(&self) -> bool {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.is_some_and(|(_, refused)| refused)
+    }
+
+    /// The cluster of the node that answered at the peer's address, when the same authority certified
+    /// it for another one.
+    pub fn stranger(&self) -> Option<Uuid> {
+        *self.stranger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enter(&self) -> io::Result<()> {
@@ -56,6 +64,25 @@ impl Gate {
             let refused = error.kind() == io::ErrorKind::ConnectionRefused;
             (Instant::now(), refused)
         });
+        let mut stranger = self.stranger.lock().unwrap_or_else(PoisonError::into_inner);
+        *stranger = result.as_ref().err().and_then(other_cluster);
+    }
+}
+
+/// The cluster that a certificate names which is good, but not for the node that was dialled. The
+/// name is looked at only after the signature.
+fn other_cluster(error: &io::Error) -> Option<Uuid> {
+    use rustls::{CertificateError, Error};
+    match error.get_ref()?.downcast_ref::<Error>()? {
+        Error::InvalidCertificate(CertificateError::NotValidForNameContext {
+            expected,
+            presented,
+        }) => {
+            let own = cluster_in(&expected.to_str());
+            let mut found = presented.iter().filter_map(|name| cluster_in(name));
+            found.find(|found| Some(*found) != own)
+        }
+        _ => None,
     }
 }
 

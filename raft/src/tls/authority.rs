@@ -92,6 +92,13 @@ pub fn peer_name(cluster: Uuid, node: u64) -> String {
     format!("n{node}.{cluster}.muster.internal")
 }
 
+/// The cluster in a name that [`peer_name`] made, wherever it stands in `text`.
+pub fn cluster_in(text: &str) -> Option<Uuid> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '.' || c == '-'));
+    let mut names = words.filter_map(|word| word.strip_suffix(".muster.internal"));
+    names.find_map(|name| name.split_once('.')?.1.parse().ok())
+}
+
 /// A name in every node's certificate, for a joiner that knows no more.
 pub const ANY_PEER: &str = "peer.muster.internal";
 

@@ -5,7 +5,7 @@ mod authority;
 mod config;
 mod token;
 
-pub use authority::{ANY_PEER, Authority, Names, NodeKey, Request, Sealer, peer_name};
+pub use authority::{ANY_PEER, Authority, Names, NodeKey, Request, Sealer, cluster_in, peer_name};
 pub use config::{CertificateHolder, api_server, join_client, peer_client, peer_server};
 pub use token::Token;
 

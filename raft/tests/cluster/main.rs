@@ -5,10 +5,12 @@
 mod common;
 
 mod artifacts;
+mod backup;
 mod directory;
 mod diverged;
 mod drain;
 mod membership;
+mod recover;
 mod replication;
 mod solo;
 mod stopping;
