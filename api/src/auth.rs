@@ -22,7 +22,7 @@ use crate::problem::Problem;
 use crate::{App, Shared};
 
 /// Who root on the socket is.
-const ADMIN: &str = "admin";
+pub(crate) const ADMIN: &str = "admin";
 
 /// Passwords that are checked at a time: each takes 19 MiB and some 30 ms of a core, and whoever
 /// guesses must not keep the node from its work.

@@ -116,6 +116,7 @@ pub struct Call {
     query: Vec<(String, String)>,
     headers: Vec<(&'static str, String)>,
     payload: Payload,
+    streamed: bool,
 }
 
 impl Call {
@@ -127,7 +128,15 @@ impl Call {
             query: Vec::new(),
             headers: vec![("accept", "application/json".to_owned())],
             payload: Payload::Nothing,
+            streamed: false,
         }
+    }
+
+    /// Lets the answer take as long as it takes.
+    #[must_use]
+    pub fn streamed(mut self) -> Self {
+        self.streamed = true;
+        self
     }
 
     /// Adds a query parameter.
@@ -348,12 +357,9 @@ impl Client {
                 request.basic_auth(username, Some(password))
             }
         };
-        let streams = call
-            .headers
-            .contains(&("accept", stream::MEDIA_TYPE.to_owned()));
         let wait = match call.payload {
             Payload::File(_) => None,
-            _ if streams => None,
+            _ if call.streamed => None,
             _ if call.has_key() || !call.repeatable() => Some(WRITE_WAIT),
             _ if self.endpoints.len() > 1 => Some(ANSWER_WAIT),
             _ => Some(

@@ -37,6 +37,11 @@ pub const CODES: &[(&str, StatusCode, &str)] = &[
         StatusCode::UNAUTHORIZED,
         "Credentials are needed",
     ),
+    (
+        "forbidden",
+        StatusCode::FORBIDDEN,
+        "This user may not do this",
+    ),
     ("not_found", StatusCode::NOT_FOUND, "It does not exist"),
     (
         "method_not_allowed",

@@ -128,7 +128,11 @@ pub enum Command {
     /// What machines boot.
     #[command(subcommand)]
     Boot(BootCommand),
-    /// Look at a node's data without a server.
+    /// Write a backup of the running cluster into a file, or check one.
+    Backup(BackupOptions),
+    /// Make a new cluster of a backup, in an empty data directory.
+    Restore(RestoreOptions),
+    /// Look at a node's data without a server, or recover it.
     #[command(subcommand)]
     Node(NodeCommand),
     /// Servers that are provisioned; the key is a name, UUID or MAC.
@@ -350,13 +354,47 @@ pub enum BootCommand {
     },
 }
 
-/// `muster node`: on a stopped or copied data directory, which is never written to.
+/// `muster node`: on a stopped or copied data directory; only `recover` writes to it.
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
     /// Verify everything that can be verified.
     Check,
     /// Print what it holds, one JSON object per line.
     Dump,
+    /// Last resort, when a majority of the nodes is lost for good: make this node a new cluster of
+    /// its own, with what it has. Without the flag: say what would be lost, and change nothing.
+    Recover {
+        /// Do it. Writes that the lost nodes acknowledged may be gone.
+        #[arg(long)]
+        i_know_writes_may_be_lost: bool,
+    },
+}
+
+/// `muster backup`.
+#[derive(Clone, Debug, Args)]
+pub struct BackupOptions {
+    /// Where it goes, or which one is checked. One of this name is replaced when the new one is
+    /// whole.
+    pub file: PathBuf,
+    /// File with the passphrase that seals the keys of the cluster; `-` for standard input.
+    #[arg(long, value_name = "FILE", required_unless_present = "check")]
+    pub passphrase_file: Option<PathBuf>,
+    /// With the bytes of all artifacts.
+    #[arg(long, conflicts_with = "check")]
+    pub artifacts: bool,
+    /// Instead: check a backup, with a passphrase also whether that opens it.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// `muster restore`.
+#[derive(Clone, Debug, Args)]
+pub struct RestoreOptions {
+    /// The backup.
+    pub file: PathBuf,
+    /// File with its passphrase; `-` for standard input.
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: PathBuf,
 }
 
 /// `-f`.

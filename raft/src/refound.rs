@@ -16,6 +16,7 @@ use prost::Message;
 use uuid::Uuid;
 
 use crate::Error;
+use crate::host::Host;
 use crate::identity::{Files, Identity};
 use crate::manage;
 use crate::start::Open;
@@ -126,7 +127,7 @@ pub fn refound(
 /// Makes the state a new cluster's; its member as it is recorded.
 fn apply(state: &mut State, index: u64, command: Command) -> Result<Member, Error> {
     let entry = Entry {
-        at: Timestamp(crate::clock::wall()),
+        at: Timestamp(Host::Real.wall()),
         proposals: vec![Proposal {
             request: RequestId(Uuid::new_v4()),
             actor: Actor("node:recovery".to_owned()),

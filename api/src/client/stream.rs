@@ -9,7 +9,7 @@ use reqwest::Method;
 
 use super::{Call, Client, Error};
 
-pub(super) const MEDIA_TYPE: &str = "text/event-stream";
+const MEDIA_TYPE: &str = "text/event-stream";
 
 /// Longest line of an event that is kept, in octets.
 const LINE_MAX: usize = 32 << 20;
@@ -39,7 +39,9 @@ pub struct Events<'a> {
 impl Client {
     /// Follows events; `query` filters them, and `after` says where to begin.
     pub fn events(&self, query: &[(&str, &str)], after: Option<String>) -> Events<'_> {
-        let mut call = Call::new(Method::GET, &["events"]).header("accept", MEDIA_TYPE);
+        let mut call = Call::new(Method::GET, &["events"])
+            .header("accept", MEDIA_TYPE)
+            .streamed();
         for (name, value) in query {
             call = call.query(name, *value);
         }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::extract::{Json, On};
 use super::write::write;
-use super::{DONE, nodes};
+use super::{DONE, backup, nodes};
 use crate::problem::Problem;
 use crate::{Shared, input};
 
@@ -29,6 +29,7 @@ pub fn router() -> Router<Shared> {
         )
         .route("/transfer", post(transfer))
         .route("/drain", post(drain))
+        .route("/backup", get(backup::get))
 }
 
 /// As this node sees it, with or without a quorum.

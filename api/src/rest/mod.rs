@@ -1,6 +1,7 @@
 //! The routes. One generic file serves all kinds of objects; what differs has a file of its own.
 
 mod artifacts;
+mod backup;
 mod boot;
 mod bundle;
 mod cluster;

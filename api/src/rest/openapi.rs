@@ -23,6 +23,11 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "/cluster/drain",
         "Make a node ready to be stopped: {node}, or this one",
     ),
+    (
+        "get",
+        "/cluster/backup",
+        "A backup, with the bytes of artifacts by ?artifacts=true; Muster-Passphrase seals its keys",
+    ),
     ("get", "/nodes", "All nodes"),
     ("get", "/nodes/{key}", "A node by name or id"),
     ("delete", "/nodes/{key}", "Remove a node for good"),

@@ -1,9 +1,11 @@
 //! The command line: one call of the API for each command, printed.
 
+mod backup;
 mod cluster;
 mod files;
 mod offline;
 mod output;
+mod recover;
 pub mod reference;
 pub mod resource;
 
@@ -70,8 +72,13 @@ pub fn main(connection: &Connection, command: Command) -> u8 {
 }
 
 fn execute(connection: &Connection, command: Command) -> Result<(), Error> {
+    let printer = Printer::new(connection.output);
     match command {
-        Command::Node(command) => return offline::run(&connection.data_dir, &command),
+        Command::Node(command) => return offline::run(printer, &connection.data_dir, &command),
+        Command::Backup(options) if options.check => return backup::check(printer, &options),
+        Command::Restore(options) => {
+            return backup::restore(printer, &connection.data_dir, &options);
+        }
         Command::Reference { dir } => return Ok(reference::write(&dir)?),
         _ => {}
     }
@@ -80,9 +87,14 @@ fn execute(connection: &Connection, command: Command) -> Result<(), Error> {
         .build()?;
     let context = Context {
         client: client(connection)?,
-        printer: Printer::new(connection.output),
+        printer,
     };
     runtime.block_on(online(&context, command))
+}
+
+/// What a node stores is its own, as when it is served.
+fn keep_private() {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
 }
 
 async fn online(context: &Context, command: Command) -> Result<(), Error> {
@@ -118,7 +130,8 @@ async fn online(context: &Context, command: Command) -> Result<(), Error> {
         Command::Users(verb) => resource::users::run(context, verb).await,
         Command::Nodes(verb) => resource::look_at_nodes(context, verb).await,
         Command::Events(verb) => resource::run_events(context, verb).await,
-        Command::Serve(_) | Command::Node(_) | Command::Reference { .. } => {
+        Command::Backup(options) => backup::make(context, &options).await,
+        Command::Serve(_) | Command::Node(_) | Command::Restore(_) | Command::Reference { .. } => {
             Err(Error::Usage("this command needs no server".to_owned()))
         }
     }

@@ -10,59 +10,36 @@ use muster_raft::Inspection;
 use muster_storage::event::{Action, Subject};
 use muster_storage::model::{Object, Record, Sha256};
 use muster_storage::state::Row;
-use muster_storage::{Change, Entry, Revision, State};
+use muster_storage::{Change, Revision, State};
 use serde_json::{Map, Value, json};
 use sha2::Digest as _;
 
-use super::Error;
+use super::output::Printer;
+use super::{Error, recover};
 use crate::config::NodeCommand;
 
 /// What stands for a secret.
 const SEALED: &str = "<sealed>";
 
-/// Checks a directory or prints what it holds.
-pub fn run(dir: &Path, command: &NodeCommand) -> Result<(), Error> {
-    let inspection = Inspection::open(dir).map_err(failed)?;
+/// Checks a directory, prints what it holds, or recovers it.
+pub fn run(printer: Printer, dir: &Path, command: &NodeCommand) -> Result<(), Error> {
     match command {
-        NodeCommand::Check => check(dir, &inspection),
+        NodeCommand::Check => check(dir, &Inspection::open(dir)?),
         NodeCommand::Dump => {
+            let inspection = Inspection::open(dir)?;
             let mut out = BufWriter::new(io::stdout().lock());
             dump(&inspection, &mut out)?;
             Ok(out.flush()?)
         }
+        NodeCommand::Recover {
+            i_know_writes_may_be_lost,
+        } => recover::run(printer, dir, *i_know_writes_may_be_lost),
     }
-}
-
-fn failed(error: muster_raft::Error) -> Error {
-    Error::Failed(error.to_string())
-}
-
-/// The log from after the last applied entry, applied to the state: what a start would make of it.
-fn replay(
-    inspection: &Inspection,
-    mut seen: impl FnMut(&State, &[Change]) -> Result<(), Error>,
-) -> Result<State, Error> {
-    let mut state = inspection.state().clone();
-    let mut apply = |index: u64, entry: Option<Entry>| -> Result<(), Error> {
-        let Some(entry) = entry else {
-            return Ok(());
-        };
-        let outcomes = state.apply(Revision::new(index, 0), &entry);
-        state
-            .take_rows()
-            .map_err(|error| Error::Failed(error.to_string()))?;
-        for (_, changes) in outcomes {
-            seen(&state, &changes)?;
-        }
-        Ok(())
-    };
-    inspection.each_entry(inspection.applied().saturating_add(1), &mut apply)?;
-    Ok(state)
 }
 
 impl From<muster_raft::Error> for Error {
     fn from(error: muster_raft::Error) -> Self {
-        failed(error)
+        Self::Failed(error.to_string())
     }
 }
 
@@ -74,7 +51,7 @@ fn check(dir: &Path, inspection: &Inspection) -> Result<(), Error> {
         entries = entries.saturating_add(1);
         Ok::<_, Error>(())
     })?;
-    let end = replay(inspection, |_, _| Ok(()))?;
+    let end = inspection.replay(|_, _| Ok::<_, Error>(()))?;
     let (artifacts, damaged) = check_artifacts(dir)?;
     let report = json!({
         "applied": {
@@ -85,6 +62,7 @@ fn check(dir: &Path, inspection: &Inspection) -> Result<(), Error> {
         "log": {
             "first": log.as_ref().map(|log| *log.start()),
             "last": log.as_ref().map(|log| *log.end()),
+            "last_term": inspection.last()?.0,
             "entries": entries,
             "revision_at_end": end.revision().0,
         },
@@ -158,7 +136,7 @@ fn dump(inspection: &Inspection, out: &mut impl Write) -> Result<(), Error> {
             line(out, "state", revision, &kind, "present", object)?;
         }
     }
-    replay(inspection, |state, changes| {
+    inspection.replay(|state, changes| {
         for change in changes {
             let (kind, object) = of_change(state, change);
             let action = match change.action {
@@ -168,7 +146,7 @@ fn dump(inspection: &Inspection, out: &mut impl Write) -> Result<(), Error> {
             };
             line(out, "log", change.revision, kind, action, object)?;
         }
-        Ok(())
+        Ok::<_, Error>(())
     })?;
     Ok(())
 }
