@@ -57,20 +57,11 @@ impl App {
     /// order stumbled over.
     pub(crate) fn refusal(&self, error: muster_raft::Error) -> Problem {
         use muster_raft::Error;
-        let Error::Refused(detail) = &error else {
-            return error.into();
-        };
-        // What the leader ran into arrives as text.
-        if *detail == Error::Timeout.to_string() {
-            Error::Timeout.into()
-        } else if [Error::NoLeader, Error::Overloaded]
-            .iter()
-            .any(|known| known.to_string() == *detail)
-            || !self.cluster.has_quorum()
-        {
-            Problem::new("unavailable", detail.clone())
-        } else {
-            error.into()
+        match error {
+            Error::Refused(detail) if !self.cluster.has_quorum() => {
+                Problem::new("unavailable", detail)
+            }
+            error => error.into(),
         }
     }
 

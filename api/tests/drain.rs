@@ -44,6 +44,21 @@ async fn a_leader_is_drained_through_another_node() {
         api.get("/readyz").await.expect(200);
     }
 
+    // Seen by all, and reason enough not to drain another.
+    until("it is seen to drain", || {
+        let nodes = asked.cluster.status().nodes;
+        nodes.iter().any(|node| node.name == name && node.draining)
+    })
+    .await;
+    let status = asked.get("/api/v1/cluster").await.expect(200).json();
+    for node in status["nodes"].as_array().unwrap() {
+        assert_eq!(node["draining"], node["name"] == name, "{node}");
+    }
+    let second = json!({ "node": other.cluster.node_name() });
+    let (code, why) = asked.post(DRAIN, &second).await.problem(409);
+    assert_eq!(code, "conflict");
+    assert!(why.contains(&format!("node `{name}` is draining")), "{why}");
+
     drained.cluster.stop().await;
     until("it is seen to be gone", || {
         let nodes = asked.cluster.status().nodes;

@@ -221,8 +221,7 @@ pub async fn spread(inner: &Arc<Inner>, sha: Sha256, size: u64) -> Result<Vec<No
     if inner.blobs.size(&sha).is_none() {
         return Err(Error::NoSuchArtifact(sha.to_string()));
     }
-    let voters = inner.view.borrow().voters.clone();
-    let needed = voters.len() / 2 + 1;
+    let view = inner.view.borrow().clone();
     let (sender, mut holders) = tokio::sync::mpsc::unbounded_channel();
     for peer in sources(inner, None) {
         let (inner, sender) = (Arc::clone(inner), sender.clone());
@@ -242,7 +241,7 @@ pub async fn spread(inner: &Arc<Inner>, sha: Sha256, size: u64) -> Result<Vec<No
     }
     drop(sender);
     let mut held: BTreeSet<u64> = BTreeSet::from([inner.id.0]);
-    while held.intersection(&voters).count() < needed {
+    while !view.is_quorum(|id| held.contains(&id)) {
         match holders.recv().await {
             Some(peer) => {
                 held.insert(peer);

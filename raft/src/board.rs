@@ -87,6 +87,13 @@ impl Board {
         self.lock().get(&peer).is_some_and(Contact::live)
     }
 
+    /// Whether a peer is there but about to stop.
+    pub fn is_draining(&self, peer: u64) -> bool {
+        self.lock()
+            .get(&peer)
+            .is_some_and(|contact| contact.live() && contact.status.draining)
+    }
+
     /// Whether a peer was there and is not any more. A peer not heard of yet is neither.
     pub fn is_dead(&self, peer: u64) -> bool {
         self.lock()

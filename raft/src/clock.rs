@@ -115,7 +115,7 @@ impl Clock {
 
 /// The voters' clocks as they are now, this node's included.
 fn told(inner: &Inner, wall: u64) -> (usize, Vec<u64>) {
-    let voters = inner.view.borrow().voters.clone();
+    let voters = inner.view.borrow().all_voters();
     let clocks = voters.iter().filter_map(|id| {
         if *id == inner.id.0 {
             return Some(wall);
@@ -172,7 +172,7 @@ fn alarm(inner: &Arc<Inner>, stamped: Stamp) {
     );
     let handing = Arc::clone(inner);
     inner.spawn(async move {
-        if handing.view.borrow().voters.len() < 2 {
+        if handing.view.borrow().all_voters().len() < 2 {
             return;
         }
         match manage::transfer(&handing, None).await {

@@ -250,7 +250,8 @@ impl Cluster {
     /// it, and is draining from then on, until it is started again.
     ///
     /// # Errors
-    /// When the node is no member or not live, or the others would be no majority without it.
+    /// When the node is no member or not live, when another one is draining, or when the others
+    /// would be no majority without it.
     pub async fn drain(&self, node: NodeId) -> Result<(), Error> {
         drain::order(&self.inner, node).await
     }
@@ -262,7 +263,7 @@ impl Cluster {
 
     /// Whether this node is about to stop, and wants no new work.
     pub fn is_draining(&self) -> bool {
-        self.inner.draining.load(Ordering::Acquire)
+        *self.inner.draining.borrow()
     }
 
     /// Stops. Does not hand leadership over: see [`Cluster::prepare_to_stop`].

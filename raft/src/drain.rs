@@ -3,20 +3,21 @@
 //! Any node may be asked, about any node. The node that is to be drained does it itself, so that a
 //! leader is not needed: it knows best whether it leads, and what it says of itself is its own.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use muster_storage::NodeId;
 use tonic::{Code, Status};
 
 use crate::inner::Inner;
+use crate::view::View;
 use crate::wire::proto;
-use crate::{Error, manage};
+use crate::{Error, answer, manage};
 
 /// For the answer of the node that is drained: longer than it takes to hand leadership over.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// For the answer of a node that is asked whether it drains.
+const ASKING: Duration = Duration::from_secs(1);
 
 /// Drains a node, this one or another.
 pub async fn order(inner: &Arc<Inner>, node: NodeId) -> Result<(), Error> {
@@ -36,10 +37,10 @@ pub async fn order(inner: &Arc<Inner>, node: NodeId) -> Result<(), Error> {
     let mut fast = inner.links.to(node.0)?.fast;
     let call = fast.drain(proto::DrainRequest {});
     match tokio::time::timeout(DEADLINE, call).await {
-        Ok(Ok(reply)) => match reply.into_inner().problem {
-            problem if problem.is_empty() => Ok(()),
-            problem => Err(Error::Refused(problem)),
-        },
+        Ok(Ok(reply)) => {
+            let reply = reply.into_inner();
+            answer::decode(reply.cause, reply.problem)
+        }
         Ok(Err(status)) => Err(Error::Refused(no_answer(&name, &status))),
         Err(_) => Err(Error::Timeout),
     }
@@ -60,22 +61,27 @@ fn no_answer(name: &str, status: &Status) -> String {
 
 /// Answers a peer that wants this node drained.
 pub async fn serve(inner: &Arc<Inner>) -> proto::DrainReply {
-    let result = carry_out(inner).await;
-    proto::DrainReply {
-        problem: result
-            .err()
-            .map(|error| error.to_string())
-            .unwrap_or_default(),
-    }
+    let (cause, problem) = answer::encode(carry_out(inner).await);
+    proto::DrainReply { problem, cause }
+}
+
+/// Whether this node is draining, or being drained.
+pub fn claimed(inner: &Inner) -> bool {
+    *inner.draining.borrow() || inner.claim.try_lock().is_err()
 }
 
 /// Drains this node, if the others can go on without it.
 async fn carry_out(inner: &Arc<Inner>) -> Result<(), Error> {
     inner.check_running()?;
-    let voters = inner.view.borrow().voters.clone();
-    can_spare(&voters, inner.id.0, |peer| inner.board.is_live(peer))?;
+    let _claim = inner.claim.lock().await;
+    settle(inner).await?;
+    let view = inner.view.borrow().clone();
+    can_spare(&view, inner.id.0, |peer| inner.board.is_live(peer))?;
+    if !*inner.draining.borrow() {
+        no_other_drains(inner).await?;
+    }
     hand_over(inner).await?;
-    inner.draining.store(true, Ordering::Release);
+    inner.draining.send_replace(true);
     tracing::info!("this node is drained");
     Ok(())
 }
@@ -83,18 +89,70 @@ async fn carry_out(inner: &Arc<Inner>) -> Result<(), Error> {
 /// Says that this node is about to stop, and hands leadership over if it has it; whatever becomes
 /// of the others.
 pub async fn prepare_to_stop(inner: &Arc<Inner>) {
-    inner.draining.store(true, Ordering::Release);
+    inner.draining.send_replace(true);
+    if let Err(error) = settle(inner).await {
+        tracing::warn!(%error, "stopping all the same");
+    }
     if let Err(error) = hand_over(inner).await {
         tracing::warn!(%error, "leadership is not handed over");
     }
 }
 
-/// Takes leadership from this node if another can have it. Where no other voter lives, nobody is
-/// left who could lead in its place.
+/// Waits for the end of a change of the voters, in the midst of which the old ones, too, must have
+/// their majority: without this node they may not. Where there is no quorum it does not end.
+async fn settle(inner: &Arc<Inner>) -> Result<(), Error> {
+    let mut view = inner.view.clone();
+    let settled = view.wait_for(|view| !view.voters_change());
+    match tokio::time::timeout(manage::SETTLING, settled).await {
+        Err(_) if inner.has_quorum() => Err(Error::Refused(
+            "the voters are being changed, and that takes long; try again when `muster cluster \
+             status` shows everyone as voter"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses when another node is draining.
+///
+/// Each node claims before it asks, so of two that are drained at the same time at least one hears
+/// of the other.
+async fn no_other_drains(inner: &Arc<Inner>) -> Result<(), Error> {
+    let others: Vec<(u64, String)> = inner.memory.read(|state| {
+        let others = state.members().filter(|member| member.id != inner.id);
+        others
+            .map(|member| (member.id.0, member.name.clone()))
+            .collect()
+    });
+    let live = others
+        .into_iter()
+        .filter(|(id, _)| inner.board.is_live(*id));
+    let asked = live.map(|(id, name)| async move {
+        let mut fast = inner.links.to(id)?.fast;
+        let call = fast.is_draining(proto::IsDrainingRequest {});
+        match tokio::time::timeout(ASKING, call).await {
+            Ok(Ok(reply)) if reply.get_ref().draining => Err(Error::Refused(format!(
+                "node `{name}` is draining, and two nodes must not be drained at once; wait until \
+                 it has been stopped and started again"
+            ))),
+            Ok(Ok(_)) => Ok(()),
+            // Of a version that cannot say so.
+            Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(()),
+            // It is gone by now.
+            _ if !inner.board.is_live(id) => Ok(()),
+            _ => Err(Error::Refused(format!(
+                "node `{name}` does not say whether it is draining; try again"
+            ))),
+        }
+    });
+    futures::future::try_join_all(asked).await.map(drop)
+}
+
+/// Takes leadership from this node if another can have it. Where no other voter lives that stays,
+/// nobody is left who could lead in its place.
 async fn hand_over(inner: &Arc<Inner>) -> Result<(), Error> {
     let view = inner.view.borrow().clone();
-    let mut others = view.voters.iter().filter(|id| **id != inner.id.0);
-    if !view.leading || !others.any(|id| inner.board.is_live(*id)) {
+    if !view.leading || manage::successor(inner, &view).is_none() {
         return Ok(());
     }
     manage::transfer(inner, None).await
@@ -105,17 +163,18 @@ async fn hand_over(inner: &Arc<Inner>) -> Result<(), Error> {
 ///
 /// A voter that is alone by design, or one of a minority, keeps nothing going that others could
 /// take over: it is as ready to be stopped as it will ever be.
-fn can_spare(voters: &BTreeSet<u64>, node: u64, live: impl Fn(u64) -> bool) -> Result<(), Error> {
-    let others = voters.iter().filter(|id| **id != node && live(**id));
-    let others = others.count();
-    let majority = |count: usize| count > voters.len() / 2;
+fn can_spare(view: &View, node: u64, live: impl Fn(u64) -> bool) -> Result<(), Error> {
+    let voters = view.all_voters();
+    let without = |id| id != node && live(id);
     let alone = voters.len() == 1;
-    if !voters.contains(&node) || alone || majority(others) || !majority(others + 1) {
+    let goes_on = view.is_quorum(without) || !view.is_quorum(|id| id == node || without(id));
+    if !voters.contains(&node) || alone || goes_on {
         return Ok(());
     }
     Err(Error::Refused(format!(
-        "without this node only {others} of {} voters would be live, so nothing could be written; \
-         bring others back or add nodes first, see `muster cluster status`",
+        "without this node only {} of {} voters would be live, so nothing could be written; bring \
+         others back or add nodes first, see `muster cluster status`",
+        voters.iter().filter(|id| without(**id)).count(),
         voters.len()
     )))
 }
@@ -140,8 +199,11 @@ mod tests {
             (&[1, 2, 3, 4, 5], 1, &[2, 3, 4], true),
         ];
         for (voters, node, live, spared) in cases {
-            let voters: BTreeSet<u64> = voters.iter().copied().collect();
-            let result = can_spare(&voters, node, |id| live.contains(&id));
+            let view = View {
+                voters: vec![voters.iter().copied().collect()],
+                ..View::default()
+            };
+            let result = can_spare(&view, node, |id| live.contains(&id));
             assert_eq!(
                 result.is_ok(),
                 spared,

@@ -56,8 +56,13 @@ pub struct Inner {
     /// Wakes the keeper of the membership.
     pub tend: Notify,
     pub caught_up: AtomicBool,
-    /// This node is about to stop.
-    pub draining: AtomicBool,
+    /// Held while the voters change and while leadership is handed over: a leader that left in the
+    /// midst of a change would leave it half done.
+    pub handover: tokio::sync::Mutex<()>,
+    /// Held while this node is being drained, from before it asks whether another one is.
+    pub claim: tokio::sync::Mutex<()>,
+    /// Whether this node is about to stop.
+    pub draining: watch::Sender<bool>,
     /// Why this node does not belong to the cluster any more.
     pub out: OnceLock<String>,
     /// Why nothing that this node says can be trusted.

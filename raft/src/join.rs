@@ -97,7 +97,7 @@ async fn admit_as_leader(
     });
     let id = match known {
         // It has had a log, and may have lost it: it must not vote again under its old number.
-        Some(id) if inner.view.borrow().voters.contains(&id.0) => {
+        Some(id) if inner.view.borrow().all_voters().contains(&id.0) => {
             return Err(Error::NotAdmitted(format!(
                 "node {} has been in the cluster with this key already; remove it with `muster \
                  cluster remove {}`, empty its data directory and join anew",

@@ -9,6 +9,7 @@ extern crate self as muster_raft;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+mod answer;
 mod artifacts;
 mod backup;
 mod board;

@@ -14,11 +14,11 @@ use openraft::ChangeMembers;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::Error;
 use crate::inner::Inner;
 use crate::types::Address;
 use crate::view::View;
 use crate::wire::proto;
+use crate::{Error, answer};
 
 /// Entries by which a learner may be behind to become a voter.
 const CAUGHT_UP: u64 = 256;
@@ -26,6 +26,8 @@ const CAUGHT_UP: u64 = 256;
 const LOOK: Duration = Duration::from_millis(200);
 /// For an order to the leader, and for its effect.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// For a change of the voters to end before leadership is handed over.
+pub const SETTLING: Duration = Duration::from_secs(3);
 
 /// Where a member's peer link listens.
 pub fn address(member: &Member) -> Address {
@@ -39,13 +41,23 @@ fn next_step(
     me: u64,
     live: impl Fn(u64) -> bool,
 ) -> Option<ChangeMembers<u64, Address>> {
+    // A change of the voters that an earlier leader began, or that took too long. Left half done it
+    // would need a majority of the old ones for ever.
+    if view.voters_change() {
+        return Some(ChangeMembers::AddVoterIds(BTreeSet::new()));
+    }
     let gone: BTreeSet<u64> = view
         .nodes
         .keys()
         .filter(|id| !members.contains_key(id))
         .copied()
         .collect();
-    if let Some(voters) = nonempty(gone.intersection(&view.voters).copied().collect()) {
+    if let Some(voters) = nonempty(
+        gone.iter()
+            .copied()
+            .filter(|id| view.is_voter(*id))
+            .collect(),
+    ) {
         return Some(ChangeMembers::RemoveVoters(voters));
     }
     if !gone.is_empty() {
@@ -61,7 +73,7 @@ fn next_step(
     // One at a time, and only who is there and close behind: a voter that lags stalls commits.
     let ready = view.nodes.keys().find(|id| {
         let matched = view.matched.get(id).copied().unwrap_or(0);
-        !view.voters.contains(id)
+        !view.is_voter(**id)
             && **id != me
             && live(**id)
             && matched > 0
@@ -119,13 +131,14 @@ pub async fn run(inner: Arc<Inner>) {
         if tokio::time::timeout(DEADLINE, confirmed).await != Ok(true) {
             continue;
         }
+        let _turn = inner.handover.lock().await;
         let view = inner.view.borrow().clone();
         let Some(change) = step(&view).filter(|_| view.leading) else {
             continue;
         };
         tracing::info!(?change, "changing the membership");
-        let retain = matches!(change, ChangeMembers::RemoveVoters(_));
-        let changing = inner.raft.change_membership(change, retain);
+        // Who loses its vote still learns that it did.
+        let changing = inner.raft.change_membership(change, true);
         match tokio::time::timeout(DEADLINE, changing).await {
             Ok(Ok(_)) => inner.tend.notify_one(),
             Ok(Err(error)) => tracing::warn!(%error, "the membership did not change"),
@@ -163,39 +176,45 @@ pub async fn announce(inner: Arc<Inner>) {
     }
 }
 
-/// Carries out an order as leader.
+/// Answers a peer that took this node for the leader.
 pub async fn serve(inner: &Arc<Inner>, request: proto::ManageRequest) -> proto::ManageReply {
+    match carry_out(inner, request).await {
+        Err(Error::NoLeader) => not_leader(),
+        result => {
+            let (cause, problem) = answer::encode(result);
+            proto::ManageReply {
+                problem,
+                not_leader: false,
+                cause,
+            }
+        }
+    }
+}
+
+/// Another node leads, or will soon.
+fn not_leader() -> proto::ManageReply {
+    proto::ManageReply {
+        not_leader: true,
+        ..Default::default()
+    }
+}
+
+/// Carries out an order as leader.
+async fn carry_out(inner: &Arc<Inner>, request: proto::ManageRequest) -> Result<(), Error> {
     use proto::manage_request::Order;
     if !inner.view.borrow().leading {
-        return proto::ManageReply {
-            not_leader: true,
-            ..Default::default()
-        };
+        return Err(Error::NoLeader);
     }
-    let result = match request.order {
+    match request.order {
         // A leader cannot well leave: the next one removes it.
-        Some(Order::Remove(node)) if node == inner.id.0 => match removable(inner, node) {
-            Ok(()) => match transfer(inner, None).await {
-                Ok(()) => {
-                    return proto::ManageReply {
-                        not_leader: true,
-                        ..Default::default()
-                    };
-                }
-                Err(error) => Err(error),
-            },
-            Err(error) => Err(error),
-        },
+        Some(Order::Remove(node)) if node == inner.id.0 => {
+            removable(inner, node)?;
+            transfer(inner, None).await?;
+            Err(Error::NoLeader)
+        }
         Some(Order::Remove(node)) => remove(inner, node).await,
         Some(Order::TransferTo(node)) => transfer(inner, (node != 0).then_some(node)).await,
         None => Err(Error::Refused("an empty order".into())),
-    };
-    proto::ManageReply {
-        problem: result
-            .err()
-            .map(|error| error.to_string())
-            .unwrap_or_default(),
-        not_leader: false,
     }
 }
 
@@ -211,24 +230,14 @@ pub async fn order(inner: &Arc<Inner>, order: proto::manage_request::Order) -> R
                 let mut fast = inner.links.to(leader)?.fast;
                 match tokio::time::timeout_at(deadline, fast.manage(request)).await {
                     Ok(Ok(reply)) => reply.into_inner(),
-                    Ok(Err(_)) => proto::ManageReply {
-                        not_leader: true,
-                        ..Default::default()
-                    },
+                    Ok(Err(_)) => not_leader(),
                     Err(_) => return Err(Error::Timeout),
                 }
             }
-            None => proto::ManageReply {
-                not_leader: true,
-                ..Default::default()
-            },
+            None => not_leader(),
         };
         if !reply.not_leader {
-            return if reply.problem.is_empty() {
-                Ok(())
-            } else {
-                Err(Error::Refused(reply.problem))
-            };
+            return answer::decode(reply.cause, reply.problem);
         }
         if Instant::now() >= deadline {
             return Err(Error::NoLeader);
@@ -240,12 +249,8 @@ pub async fn order(inner: &Arc<Inner>, order: proto::manage_request::Order) -> R
 /// Whether the rest can go on without a node.
 fn removable(inner: &Inner, node: u64) -> Result<(), Error> {
     let view = inner.view.borrow().clone();
-    let left: Vec<u64> = view
-        .voters
-        .iter()
-        .copied()
-        .filter(|id| *id != node)
-        .collect();
+    let mut left = view.all_voters();
+    left.remove(&node);
     if left.is_empty() {
         return Err(Error::Refused("the last voter cannot be removed".into()));
     }
@@ -280,25 +285,35 @@ async fn remove(inner: &Arc<Inner>, node: u64) -> Result<(), Error> {
 }
 
 /// Hands leadership over, and waits until another node leads.
+///
+/// # Errors
+/// [`Error::NoLeader`] when this node does not lead and a certain one is asked for.
 pub async fn transfer(inner: &Arc<Inner>, to: Option<u64>) -> Result<(), Error> {
-    let view = inner.view.borrow().clone();
     if to == Some(inner.id.0) {
         return Ok(());
     }
-    let candidates = view
-        .voters
-        .iter()
-        .filter(|id| **id != inner.id.0 && inner.board.is_live(**id));
-    let best = candidates.max_by_key(|id| view.matched.get(id).copied().unwrap_or(0));
+    let turn = tokio::time::timeout(SETTLING, inner.handover.lock());
+    let _turn = turn.await.map_err(|_| {
+        Error::Refused("the voters are being changed, and that takes long; try again".into())
+    })?;
+    let view = inner.view.borrow().clone();
+    if !view.leading {
+        return to.map_or(Ok(()), |_| Err(Error::NoLeader));
+    }
     let to = match to {
-        Some(to) if !view.voters.contains(&to) => {
+        Some(to) if !view.is_voter(to) => {
             return Err(Error::Refused("that node is not a voter".into()));
         }
         Some(to) if !inner.board.is_live(to) => {
             return Err(Error::Refused("that node is not live".into()));
         }
+        Some(to) if inner.board.is_draining(to) => {
+            return Err(Error::Refused("that node is draining".into()));
+        }
         Some(to) => to,
-        None => *best.ok_or_else(|| Error::Refused("no other voter is live".into()))?,
+        None => successor(inner, &view).ok_or_else(|| {
+            Error::Refused("no other voter is live, or it is draining as well".into())
+        })?,
     };
     let stopped = |error: openraft::errors::Fatal<_>| Error::Stopped(error.to_string());
     inner
@@ -315,53 +330,17 @@ pub async fn transfer(inner: &Arc<Inner>, to: Option<u64>) -> Result<(), Error> 
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn view(voters: &[u64], nodes: &[u64], matched: &[(u64, u64)]) -> View {
-        View {
-            leading: true,
-            voters: voters.iter().copied().collect(),
-            nodes: nodes.iter().map(|id| (*id, String::new())).collect(),
-            matched: matched.iter().copied().collect(),
-            last_log: 1000,
-            ..View::default()
-        }
-    }
-
-    fn members(ids: &[u64]) -> BTreeMap<u64, Address> {
-        ids.iter().map(|id| (*id, Address::default())).collect()
-    }
-
-    #[test]
-    fn a_joiner_learns_first_and_votes_when_it_is_close() {
-        let step = |view: &View, live: bool| next_step(view, &members(&[1, 9]), 1, |_| live);
-        let fresh = view(&[1], &[1], &[]);
-        assert!(matches!(
-            step(&fresh, true),
-            Some(ChangeMembers::AddNodes(_))
-        ));
-        let behind = view(&[1], &[1, 9], &[(9, 10)]);
-        assert!(step(&behind, true).is_none());
-        let close = view(&[1], &[1, 9], &[(9, 990)]);
-        assert!(step(&close, false).is_none());
-        assert!(matches!(
-            step(&close, true),
-            Some(ChangeMembers::AddVoterIds(_))
-        ));
-        assert!(step(&view(&[1, 9], &[1, 9], &[(9, 990)]), true).is_none());
-    }
-
-    #[test]
-    fn who_left_loses_its_vote_and_then_its_place() {
-        let step = |view: &View| next_step(view, &members(&[1, 2]), 1, |_| true);
-        let voter = view(&[1, 2, 3], &[1, 2, 3], &[]);
-        assert!(matches!(step(&voter), Some(ChangeMembers::RemoveVoters(_))));
-        let learner = view(&[1, 2], &[1, 2, 3], &[]);
-        assert!(matches!(
-            step(&learner),
-            Some(ChangeMembers::RemoveNodes(_))
-        ));
-    }
+/// Who could best lead in this node's place.
+pub fn successor(inner: &Inner, view: &View) -> Option<u64> {
+    let others = view.nodes.keys().copied().filter(|id| {
+        *id != inner.id.0
+            && view.is_voter(*id)
+            && inner.board.is_live(*id)
+            && !inner.board.is_draining(*id)
+    });
+    others.max_by_key(|id| view.matched.get(id).copied().unwrap_or(0))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

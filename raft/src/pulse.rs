@@ -46,6 +46,7 @@ fn status(inner: &Inner) -> proto::Beat {
         marks,
         // A node that does not take part any more counts as dead, and says why.
         fault: fault.unwrap_or_default(),
+        draining: *inner.draining.borrow(),
     };
     proto::Beat {
         beat: Some(Kind::Status(status)),
@@ -61,9 +62,10 @@ fn beats(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut view = inner.view.clone();
     view.mark_unchanged();
+    let draining = inner.draining.subscribe();
     futures::stream::unfold(
-        (inner, ticks, gossip, view),
-        |(inner, mut ticks, mut gossip, mut view)| async move {
+        (inner, ticks, gossip, view, draining),
+        |(inner, mut ticks, mut gossip, mut view, mut draining)| async move {
             let beat = loop {
                 let next = async {
                     match &mut gossip {
@@ -80,6 +82,8 @@ fn beats(
                         Err(broadcast::error::RecvError::Lagged(_)) => {}
                         Err(broadcast::error::RecvError::Closed) => return None,
                     },
+                    // Nobody is to make a leader of this node any more.
+                    Ok(()) = draining.changed() => break status(&inner),
                     // A new leader is news.
                     Ok(()) = view.changed() => {
                         let now = view.borrow_and_update().leader;
@@ -89,7 +93,7 @@ fn beats(
                     }
                 }
             };
-            Some((beat, (inner, ticks, gossip, view)))
+            Some((beat, (inner, ticks, gossip, view, draining)))
         },
     )
 }

@@ -48,15 +48,17 @@ pub struct NodeStatus {
     pub live: bool,
     /// Why it does not take part, or must be doubted.
     pub fault: Option<String>,
+    /// Whether it is there still but about to stop.
+    pub draining: bool,
 }
 
 /// Whether a member votes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// It votes.
+    /// It votes, and others may be stopped in reliance on its vote.
     Voter,
-    /// It only receives, for now.
+    /// It only receives for now, or is about to vote.
     Learner,
 }
 
@@ -123,7 +125,7 @@ pub fn of(inner: &Inner) -> Status {
         };
         NodeStatus {
             id: member.id,
-            role: match view.voters.contains(&member.id.0) {
+            role: match view.is_voter(member.id.0) {
                 true => Role::Voter,
                 false => Role::Learner,
             },
@@ -141,6 +143,10 @@ pub fn of(inner: &Inner) -> Status {
                 inner.fault()
             } else {
                 fault_of(inner, member.id, said)
+            },
+            draining: match own {
+                true => *inner.draining.borrow(),
+                false => inner.board.is_draining(member.id.0),
             },
             name: member.name,
             address: member.address,

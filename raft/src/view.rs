@@ -30,8 +30,9 @@ pub struct View {
     pub leading: bool,
     /// When a quorum last answered this leader.
     pub quorum_acked: Option<Instant>,
-    /// Those who vote.
-    pub voters: BTreeSet<u64>,
+    /// Those who vote. While they change these are the old ones and the new ones, and it takes a
+    /// majority of each to elect or to commit.
+    pub voters: Vec<BTreeSet<u64>>,
     /// Everyone in Raft's membership, with an address.
     pub nodes: BTreeMap<u64, String>,
     /// Index of the last entry in this node's log.
@@ -45,9 +46,32 @@ pub struct View {
 }
 
 impl View {
+    /// Everyone who votes, the new ones and those about to lose their vote among them.
+    pub fn all_voters(&self) -> BTreeSet<u64> {
+        self.voters.iter().flatten().copied().collect()
+    }
+
+    /// Whether a node's vote counts, before and after a change that is under way.
+    pub fn is_voter(&self, node: u64) -> bool {
+        !self.voters.is_empty() && self.voters.iter().all(|voters| voters.contains(&node))
+    }
+
+    /// Whether the voters are being changed: one that stops now may take the old majority along,
+    /// though the new one has no need of it.
+    pub fn voters_change(&self) -> bool {
+        self.voters.len() > 1
+    }
+
+    /// Whether these nodes are enough to elect and to commit.
+    pub fn is_quorum(&self, of: impl Fn(u64) -> bool) -> bool {
+        let majority =
+            |voters: &BTreeSet<u64>| voters.iter().filter(|id| of(**id)).count() > voters.len() / 2;
+        !self.voters.is_empty() && self.voters.iter().all(majority)
+    }
+
     /// Whether this node leads and a quorum has answered it lately.
     pub fn leads_quorum(&self, me: u64) -> bool {
-        let alone = self.voters.len() == 1 && self.voters.contains(&me);
+        let alone = self.all_voters() == BTreeSet::from([me]);
         let answered = self
             .quorum_acked
             .is_some_and(|at| at.elapsed() < QUORUM_SILENCE);
@@ -64,7 +88,7 @@ impl View {
             quorum_acked: metrics
                 .last_quorum_acked
                 .and_then(|at| Instant::now().checked_sub(at.elapsed())),
-            voters: membership.voter_ids().collect(),
+            voters: membership.get_joint_config().clone(),
             nodes: membership
                 .nodes()
                 .map(|(id, address)| (*id, address.0.clone()))
@@ -97,7 +121,7 @@ fn measure(before: &View, now: &View) {
     metrics::gauge!("muster_raft_is_leader").set(f64::from(u8::from(now.leading)));
     metrics::gauge!("muster_raft_log_last_index").set(now.last_log as f64);
     metrics::gauge!("muster_raft_committed_index").set(now.committed as f64);
-    metrics::gauge!("muster_raft_voters").set(now.voters.len() as f64);
+    metrics::gauge!("muster_raft_voters").set(now.all_voters().len() as f64);
 }
 
 /// Keeps the view up to date.
@@ -127,5 +151,35 @@ pub async fn follow(raft: Raft, sender: watch::Sender<View>) {
             sender.send_modify(|view| view.fault = Some(fault));
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_voters_change_it_takes_the_old_and_the_new_majority() {
+        let view = |voters: &[&[u64]]| View {
+            voters: voters
+                .iter()
+                .map(|voters| voters.iter().copied().collect())
+                .collect(),
+            ..View::default()
+        };
+        let settled = view(&[&[1, 2, 3]]);
+        assert!(!settled.voters_change());
+        assert!(settled.is_voter(3) && !settled.is_voter(4));
+        assert!(settled.is_quorum(|id| id != 1));
+        assert!(!settled.is_quorum(|id| id == 1));
+        // The third is about to vote.
+        let joining = view(&[&[1, 2], &[1, 2, 3]]);
+        assert!(joining.voters_change());
+        assert!(joining.is_voter(2) && !joining.is_voter(3));
+        assert!(joining.all_voters().contains(&3));
+        assert!(joining.is_quorum(|id| id != 3));
+        assert!(!joining.is_quorum(|id| id != 1));
+        // Nothing is known yet.
+        assert!(!view(&[]).is_quorum(|_| true) && !view(&[]).is_voter(1));
     }
 }

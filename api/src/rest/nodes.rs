@@ -44,6 +44,7 @@ pub fn status(node: &NodeStatus, leader: Option<NodeId>) -> Map<String, Value> {
         ("version", node.version.clone().into()),
         ("live", node.live.into()),
         ("fault", node.fault.clone().into()),
+        ("draining", node.draining.into()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into_iter()

@@ -29,6 +29,9 @@ pub async fn make(context: &Context, options: &BackupOptions) -> Result<(), Erro
         .header("muster-passphrase", STANDARD.encode(&passphrase))
         .streamed();
     let mut response = context.client.send(call).await?;
+    if response.headers().contains_key("muster-stale") {
+        eprintln!("muster: this node has no quorum: the backup may lack what was written last");
+    }
     let mut file = partial.create()?;
     while let Some(piece) = response
         .chunk()

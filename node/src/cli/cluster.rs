@@ -91,6 +91,7 @@ fn for_people(status: &Value) -> String {
         "address",
         "role",
         "live",
+        "draining",
         "revision",
         "lag",
         "last_contact_ms",

@@ -328,6 +328,15 @@ impl proto::peer_server::Peer for Service {
         Ok(Response::new(drain::serve(&self.inner).await))
     }
 
+    async fn is_draining(
+        &self,
+        request: Request<proto::IsDrainingRequest>,
+    ) -> Reply<proto::IsDrainingReply> {
+        self.guard(request)?;
+        let draining = drain::claimed(&self.inner);
+        Ok(Response::new(proto::IsDrainingReply { draining }))
+    }
+
     type PulseStream = Replies<proto::Beat>;
 
     async fn pulse(&self, request: Request<Streaming<proto::Beat>>) -> Reply<Self::PulseStream> {

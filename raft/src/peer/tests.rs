@@ -28,7 +28,8 @@ async fn an_established_connection_ends_with_the_membership() {
         .await
         .unwrap();
     until("both vote", || {
-        founder.inner.view.borrow().voters.len() == 2
+        let view = founder.inner.view.borrow();
+        view.is_voter(joined.node_id().0)
     })
     .await;
 
