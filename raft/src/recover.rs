@@ -174,3 +174,50 @@ fn swap(dir: &Path, aside: &Path) -> Result<(), Error> {
 fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A directory whose swap was interrupted after so many of its steps.
+    fn interrupted(steps: usize) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let (prepared, aside) = (dir.path().join(RECOVERED), dir.path().join("aside"));
+        for (place, text) in [(dir.path(), "old"), (&prepared, "new")] {
+            fs::create_dir_all(place).unwrap();
+            for part in PARTS.iter().filter(|part| **part != "diverged") {
+                fs::write(place.join(part), text).unwrap();
+            }
+        }
+        fs::write(dir.path().join("diverged"), "old").unwrap();
+        Files::open(&prepared).unwrap().set_aside("aside").unwrap();
+        fs::create_dir_all(&aside).unwrap();
+        let out = PARTS.map(|part| (dir.path().join(part), aside.join(part)));
+        let into = PARTS.map(|part| (prepared.join(part), dir.path().join(part)));
+        let moves = out.into_iter().chain(into.into_iter().rev());
+        for (from, to) in moves.filter(|(from, _)| from.exists()).take(steps) {
+            fs::rename(from, to).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn an_interrupted_swap_starts_no_node_and_is_finished_by_the_next_recovery() {
+        for steps in 0..=2 * PARTS.len() - 1 {
+            let dir = interrupted(steps);
+            let files = Files::open(dir.path()).unwrap();
+            assert!(files.identity().is_err(), "{steps}");
+            let why = Survivor::open(dir.path()).err().unwrap();
+            assert!(why.to_string().contains("complete now"), "{steps}: {why}");
+            for part in PARTS {
+                let read = |place: &Path| fs::read_to_string(place.join(part)).ok();
+                let new = (part != "diverged").then(|| "new".to_owned());
+                assert_eq!(read(dir.path()), new, "{steps} {part}");
+                let aside = dir.path().join("aside");
+                assert_eq!(read(&aside).unwrap(), "old", "{steps} {part}");
+            }
+            assert!(!dir.path().join(RECOVERED).exists());
+        }
+    }
+}
