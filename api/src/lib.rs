@@ -21,6 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use muster_raft::Cluster;
 use muster_storage::Timestamp;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// What every handler has at hand.
@@ -32,6 +33,8 @@ pub struct App {
     metrics: Box<dyn Fn() -> String + Send + Sync>,
     /// Cancelled when the server stops: ends streams that would never end by themselves.
     pub(crate) stopping: CancellationToken,
+    /// Room for backups.
+    pub(crate) backups: Arc<Semaphore>,
 }
 
 /// [`App`], shared by all requests.
@@ -50,6 +53,7 @@ impl App {
             verified: auth::Verified::default(),
             metrics: Box::new(metrics),
             stopping,
+            backups: Arc::new(Semaphore::new(rest::BACKUPS_MAX)),
         })
     }
 

@@ -1,6 +1,7 @@
 //! A backup of the cluster, written while it is sent.
 
 use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -11,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
 use muster_storage::model::{Object, ObjectKind};
 use serde::Deserialize;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::extract::{On, Params, text};
@@ -29,7 +30,7 @@ const PIECE: usize = 256 << 10;
 const PIECES_MAX: usize = 8;
 
 /// Backups at a time: each holds a copy of the rows while its client takes it.
-static BACKUPS: Semaphore = Semaphore::const_new(2);
+pub const BACKUPS_MAX: usize = 2;
 
 #[derive(Deserialize)]
 pub struct Wanted {
@@ -56,8 +57,8 @@ pub async fn get(
     if artifacts {
         check_artifacts(&app)?;
     }
-    let permit = BACKUPS
-        .try_acquire()
+    let permit = Arc::clone(&app.backups)
+        .try_acquire_owned()
         .map_err(|_| Problem::new("unavailable", "too many backups at a time; try again"))?;
     tracing::info!(actor = caller.actor.0, artifacts, "making a backup");
     let cluster = app.cluster.clone();

@@ -27,6 +27,7 @@ use crate::problem::Problem;
 use crate::{Shared, auth};
 
 pub use artifacts::ARTIFACT_MAX;
+pub(crate) use backup::BACKUPS_MAX;
 pub use extract::BODY_MAX;
 pub use objects::{PAGE_DEFAULT, PAGE_MAX};
 pub use openapi::document as openapi_document;
