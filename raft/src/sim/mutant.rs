@@ -34,9 +34,9 @@ pub enum Mutant {
     ReadWithoutIndex,
     /// A follower's linearizable read does not wait until it has applied what it was told.
     ReadBeforeApplied,
-    /// A write whose outcome is unknown is made again, and nobody remembers the first.
+    /// A write whose outcome is unknown is made again.
     RepeatUnknown,
-    /// A message with proposals is taken for two, and nobody remembers the first.
+    /// A message with proposals is taken for two.
     ProposeTwice,
 }
 

@@ -10,8 +10,8 @@ use muster_storage::command::{Bind, Client, PutMode};
 use muster_storage::model::{Lease, Mac, Object, ObjectKind, Profile, Settings, Subnet};
 use muster_storage::state::Claim;
 use muster_storage::{
-    Actor, Command, Effect, NodeId, Outcome, Proposal, Rejection, Remember, RequestId, Revision,
-    State, Timestamp,
+    Actor, Command, Effect, NodeId, Outcome, Proposal, Rejection, RequestId, Revision, State,
+    Timestamp,
 };
 use serde_json::json;
 use tokio::time::sleep;
@@ -230,17 +230,6 @@ impl Work {
         answer
     }
 
-    /// As the API proposes: a second copy has no second effect.
-    fn remembered(&self, life: &Life, proposal: Proposal) -> Proposal {
-        let forgotten = [Mutant::RepeatUnknown, Mutant::ProposeTwice].map(Some);
-        let since = life.cluster.read(State::revision);
-        let remember = Some(Remember::Retry { since });
-        Proposal {
-            remember: remember.filter(|_| !forgotten.contains(&self.world.mutant)),
-            ..proposal
-        }
-    }
-
     async fn object(&self, client: usize, node: u64, life: &Life) {
         let chance = &self.world.chance;
         let key = format!("p{}", chance.range(0..KEYS));
@@ -280,11 +269,7 @@ impl Work {
         };
         let start = self.tick();
         let answer = self
-            .propose(
-                node,
-                life,
-                self.remembered(life, proposal(client, if_match, command)),
-            )
+            .propose(node, life, proposal(client, if_match, command))
             .await;
         let told = match &answer {
             Some(Ok(outcome)) => match &outcome.result {
