@@ -177,7 +177,7 @@ async fn by_token(app: &App, token: &str) -> Result<Actor, Problem> {
         return Err(bad());
     }
     let hash = token_hash(token);
-    let now = app.now();
+    let now = app.cluster.now();
     let user =
         |state: &muster_storage::State| state.token(&hash, now).map(|token| token.user.clone());
     if let Some(user) = app.cluster.read(user) {

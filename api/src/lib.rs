@@ -17,10 +17,8 @@ pub mod view;
 pub use problem::Problem;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use muster_raft::Cluster;
-use muster_storage::Timestamp;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -68,17 +66,4 @@ impl App {
             error => error.into(),
         }
     }
-
-    /// The time by which tokens are judged: this node's clock, or the cluster's if that is ahead.
-    pub(crate) fn now(&self) -> Timestamp {
-        clock().max(self.cluster.read(|state| state.time()))
-    }
-}
-
-/// This node's clock.
-pub(crate) fn clock() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

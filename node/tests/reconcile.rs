@@ -15,7 +15,7 @@ fn nothing_is_written_while_nothing_is_due() {
     world.lease(MAC);
     world.pass(2 * 3600);
     let all = Some(world.state.revision());
-    assert_eq!(plan(&world.state, world.now, all), []);
+    assert_eq!(plan(&world.state, world.now, None, all), []);
 }
 
 #[test]
@@ -23,11 +23,11 @@ fn leases_end_after_their_margin() {
     let mut world = World::new();
     let address = world.lease(MAC);
     world.pass(2 * 3600 + 10);
-    let commands = plan(&world.state, world.now, None);
+    let commands = plan(&world.state, world.now, None, None);
     assert_eq!(commands, [Command::Expire]);
     world.apply(Command::Expire);
     assert_eq!(world.bound(address).unwrap().state, LeaseState::Expired);
-    assert_eq!(plan(&world.state, world.now, None), []);
+    assert_eq!(plan(&world.state, world.now, None, None), []);
 }
 
 #[test]
@@ -40,15 +40,33 @@ fn released_addresses_are_reclaimed_when_all_members_know() {
         .unicast(address);
     world.answer(&release).unwrap();
     for behind in [None, Some(Revision(0)), Some(before)] {
-        assert_eq!(plan(&world.state, world.now, behind), [], "{behind:?}");
+        assert_eq!(
+            plan(&world.state, world.now, None, behind),
+            [],
+            "{behind:?}"
+        );
     }
     let applied_by_all = world.state.revision();
     let reclaim = Command::Reclaim { applied_by_all };
     assert_eq!(
-        plan(&world.state, world.now, Some(applied_by_all)),
+        plan(&world.state, world.now, None, Some(applied_by_all)),
         std::slice::from_ref(&reclaim)
     );
     world.apply(reclaim);
     assert!(world.bound(address).unwrap().free);
-    assert_eq!(plan(&world.state, world.now, Some(applied_by_all)), []);
+    assert_eq!(
+        plan(&world.state, world.now, None, Some(applied_by_all)),
+        []
+    );
+}
+
+#[test]
+fn time_that_is_behind_is_corrected() {
+    let mut world = World::new();
+    world.lease(MAC);
+    let to = world.now.plus_secs(60);
+    assert_eq!(
+        plan(&world.state, world.now, Some(to), None),
+        [Command::CorrectTime { to }]
+    );
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
@@ -23,7 +23,7 @@ use crate::options::Options;
 use crate::status::{self, Peer, Status};
 use crate::tls::{self, Token};
 use crate::wire::proto::manage_request::Order;
-use crate::{Error, artifacts, backup, desk, drain, manage, pulse, reads};
+use crate::{Error, artifacts, backup, clock, desk, drain, manage, pulse, reads};
 
 /// A node's membership in its cluster: read, propose, follow, and know the others.
 ///
@@ -31,13 +31,6 @@ use crate::{Error, artifacts, backup, desk, drain, manage, pulse, reads};
 #[derive(Clone)]
 pub struct Cluster {
     pub(crate) inner: Arc<Inner>,
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Cluster {
@@ -190,13 +183,27 @@ impl Cluster {
             })
     }
 
+    /// The cluster's time, by which leases and tokens end; this node's own clock until it has heard
+    /// what the time is.
+    pub fn now(&self) -> Timestamp {
+        let clock = self.inner.memory.clock();
+        let now = clock.now().unwrap_or_else(|| clock.wall());
+        Timestamp(now).max(self.read(State::time))
+    }
+
+    /// What the cluster's time is to be corrected to: a majority of the nodes' clocks agree that it
+    /// is behind.
+    pub fn time_behind(&self) -> Option<Timestamp> {
+        clock::behind(&self.inner)
+    }
+
     /// Makes a join token that lets nodes in for `ttl`.
     ///
     /// # Errors
     /// When it cannot be committed.
     pub async fn join_token(&self, ttl: Duration, actor: Actor) -> Result<String, Error> {
         let token = Token::generate(tls::pin(&self.inner.ca_pem)?);
-        let start = self.read(State::time).max(now());
+        let start = self.now();
         let outcome = self
             .propose(Proposal {
                 request: RequestId(Uuid::new_v4()),

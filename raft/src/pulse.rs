@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 use uuid::Uuid;
 
-use crate::digests;
 use crate::inner::Inner;
 use crate::peer::REMOVED;
 use crate::wire::proto;
 use crate::wire::proto::beat::Beat as Kind;
+use crate::{clock, digests};
 
 /// Between two statuses.
 const BEAT: Duration = Duration::from_millis(200);
@@ -43,6 +43,7 @@ fn status(inner: &Inner) -> proto::Beat {
         version: inner.options.version.clone(),
         last_log: view.last_log,
         wall: inner.memory.clock().wall(),
+        time: inner.memory.clock().now().unwrap_or(0),
         marks,
         // A node that does not take part any more counts as dead, and says why.
         fault: fault.unwrap_or_default(),
@@ -100,7 +101,12 @@ fn beats(
 
 fn take(inner: &Inner, from: u64, beat: proto::Beat) {
     match beat.beat {
-        Some(Kind::Status(status)) => inner.board.heard(from, status),
+        Some(Kind::Status(status)) => {
+            if status.time != 0 {
+                inner.memory.clock().learn(status.time);
+            }
+            inner.board.heard(from, status);
+        }
         Some(Kind::Gossip(bytes)) if bytes.len() <= GOSSIP_MAX => {
             // Nobody may be listening.
             let _ = inner.gossip_in.send((NodeId(from), bytes));
@@ -147,6 +153,7 @@ pub async fn run(inner: Arc<Inner>) {
         inner.board.refresh();
         inner.desk.note_quorum(inner.has_quorum());
         digests::compare(&inner);
+        clock::watch(&inner);
         let members: BTreeSet<u64> = inner.members().into_iter().map(|member| member.0).collect();
         for peer in members.iter().filter(|peer| **peer != inner.id.0) {
             diallers.entry(*peer).or_insert_with(|| {

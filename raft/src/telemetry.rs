@@ -29,8 +29,9 @@ pub fn describe_metrics() {
         "Appended to the log since it was last cut"
     );
     describe_gauge!(
-        "muster_raft_clock_in_doubt",
-        "1 while this leader's clock is far ahead of the cluster's"
+        "muster_raft_clock_offset_seconds",
+        Unit::Seconds,
+        "By how much this node's wall clock is ahead of the cluster's time"
     );
     describe_gauge!(
         "muster_raft_diverged",

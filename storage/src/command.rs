@@ -140,6 +140,12 @@ pub enum Command {
         /// Smallest revision that any member, learners included, has reported as applied.
         applied_by_all: Revision,
     },
+    /// Leader's housekeeping: the cluster's time is behind real time, and goes on from `to`. What
+    /// leases and quarantines have left is theirs still.
+    CorrectTime {
+        /// What a majority of the members' clocks agree on.
+        to: Timestamp,
+    },
     /// An operator ends a lease; the address stays held as after a release.
     EndLease {
         /// The address.

@@ -198,6 +198,12 @@ fn samples() -> Vec<(&'static str, Command)> {
         ),
         ("end_lease", Command::EndLease { address }),
         (
+            "correct_time",
+            Command::CorrectTime {
+                to: Timestamp(1_900_000_000_000),
+            },
+        ),
+        (
             "add_join_token",
             Command::AddJoinToken(JoinToken {
                 hash: Sha256([9; 32]),
@@ -264,6 +270,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::Decline { .. } => "decline",
         Command::Expire => "expire",
         Command::Reclaim { .. } => "reclaim",
+        Command::CorrectTime { .. } => "correct_time",
         Command::EndLease { .. } => "end_lease",
         Command::AddMember { .. } => "add_member",
         Command::UpdateMember(_) => "update_member",
@@ -276,7 +283,7 @@ fn name_of(command: &Command) -> &'static str {
     }
 }
 
-const COMMANDS: usize = 20;
+const COMMANDS: usize = 21;
 
 fn entries() -> Vec<(&'static str, Entry)> {
     samples()

@@ -129,6 +129,13 @@ impl World {
         self.now = self.now.plus_secs(secs);
     }
 
+    /// The cluster's time was behind by so much.
+    fn correct_time(&mut self, secs: u64) {
+        let to = self.now.plus_secs(secs);
+        self.apply(Command::CorrectTime { to });
+        self.now = to;
+    }
+
     fn lease(&self, address: Ipv4Addr) -> &Lease {
         &self.state.lease(address).unwrap().object
     }
@@ -443,6 +450,32 @@ fn subnets_share_a_link() {
     assert_eq!(world.lease(other).state, LeaseState::Released);
 }
 
+#[test]
+fn a_correction_of_the_time_cuts_no_promise_short() {
+    let mut world = World::new(2);
+    let bound = world.bind(&client(1), ip(100)).unwrap();
+    world.decline(&client(1), ip(100));
+    let declined = world.lease(ip(100)).held_until;
+    let bound = world.bind(&client(2), ip(101)).unwrap_or(bound);
+    world.correct_time(7200);
+    let moved = world.lease(ip(101));
+    assert_eq!(moved.expires_at, bound.expires_at.plus_secs(7200));
+    assert_eq!(moved.promised_until, bound.promised_until.plus_secs(7200));
+    assert_eq!(moved.bound_at, bound.bound_at);
+    assert_eq!(world.lease(ip(100)).held_until, declined.plus_secs(7200));
+    assert!(!world.state.has_expired(world.now));
+    // To where it is already, or back: nothing happens.
+    for secs in [0, 60] {
+        let to = Timestamp(world.now.0 - secs * 1000);
+        world.apply(Command::CorrectTime { to });
+        assert_eq!(world.state.time(), world.now);
+        assert_eq!(
+            world.lease(ip(101)).expires_at,
+            bound.expires_at.plus_secs(7200)
+        );
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Dora(u8, Option<u8>),
@@ -453,6 +486,7 @@ enum Step {
     Expire,
     Reclaim,
     Pass(u16),
+    CorrectTime(u16),
     Reserve(u8, u8),
     Unreserve(u8),
     Subnet(u8),
@@ -475,6 +509,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             proptest::sample::select(vec![1, 5, 110, 115, 120, 125, 7190, 7195, 7200, 7205]).boxed(),
         ]
         .prop_map(Step::Pass),
+        1 => (0u16..20_000).prop_map(Step::CorrectTime),
         1 => (address(), 0u8..5).prop_map(|(at, mac)| Step::Reserve(at, mac)),
         1 => address().prop_map(Step::Unreserve),
         1 => (1u8..8).prop_map(Step::Subnet),
@@ -536,6 +571,13 @@ fn run(world: &mut World, step: &Step, promises: &mut BTreeMap<Ipv4Addr, Promise
         }
         Step::Pass(secs) => {
             world.pass(secs.into());
+            None
+        }
+        Step::CorrectTime(secs) => {
+            world.correct_time(secs.into());
+            for promise in promises.values_mut() {
+                promise.until = promise.until.plus_secs(secs.into());
+            }
             None
         }
         Step::Reserve(at, mac) => {

@@ -46,7 +46,7 @@ async fn new_token(
         ));
     }
     let (token, hash) = auth::new_token()?;
-    let expires_at = app.now().plus_secs(ttl_secs);
+    let expires_at = app.cluster.now().plus_secs(ttl_secs);
     let stored = Token {
         hash,
         user: user.clone(),

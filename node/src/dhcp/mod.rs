@@ -3,7 +3,6 @@
 //! [`request`] types a packet, [`decide`] says what to do about it, [`reply`] writes the answer:
 //! all three are pure. `service` is the shell around them, [`serve`] its life.
 
-mod clock;
 pub mod decide;
 pub mod firmware;
 mod frame;

@@ -14,7 +14,6 @@ use muster_storage::{Actor, Command, Outcome, Proposal, RequestId};
 use tokio::sync::{Semaphore, watch};
 
 use super::Options;
-use super::clock::Clock;
 use super::decide::{Action, Reason, conclude};
 use super::metrics;
 use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, SAME_COPY};
@@ -53,7 +52,6 @@ pub struct Service {
     recent: Mutex<Recent>,
     /// Peers that are there.
     live: watch::Receiver<Vec<u64>>,
-    clock: Clock,
     waiting: Arc<Semaphore>,
 }
 
@@ -76,7 +74,6 @@ impl Service {
             cluster,
             options,
             recent: Mutex::default(),
-            clock: Clock::default(),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
         })
     }

@@ -1,7 +1,7 @@
 //! The leader's housekeeping: what must be written because time has passed or because all members
 //! have caught up, and not because anyone asked.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use muster_raft::Cluster;
 use muster_storage::{Actor, Command, Proposal, RequestId, Revision, State, Timestamp};
@@ -11,13 +11,20 @@ use tokio_util::sync::CancellationToken;
 const TICK: Duration = Duration::from_secs(1);
 
 /// What is to be written now. `applied_by_all` is the smallest revision that any member, learners
-/// included, has reported as applied; none while one has not said.
-pub fn plan(state: &State, now: Timestamp, applied_by_all: Option<Revision>) -> Vec<Command> {
+/// included, has reported as applied; none while one has not said. `behind` is what the cluster's
+/// time should be, when the members' clocks agree that it is behind.
+pub fn plan(
+    state: &State,
+    now: Timestamp,
+    behind: Option<Timestamp>,
+    applied_by_all: Option<Revision>,
+) -> Vec<Command> {
+    let correct = behind.map(|to| Command::CorrectTime { to });
     let expire = state.has_expired(now).then_some(Command::Expire);
     let reclaim = applied_by_all
         .filter(|revision| state.has_reclaimable(*revision))
         .map(|applied_by_all| Command::Reclaim { applied_by_all });
-    expire.into_iter().chain(reclaim).collect()
+    correct.into_iter().chain(expire).chain(reclaim).collect()
 }
 
 /// Writes what [`plan`] says, each second, while this node leads.
@@ -33,7 +40,8 @@ pub async fn run(cluster: Cluster, shutdown: CancellationToken) {
             continue;
         }
         let applied_by_all = cluster.applied_by_all();
-        let commands = cluster.read(|state| plan(state, wall_clock(), applied_by_all));
+        let (now, behind) = (cluster.now(), cluster.time_behind());
+        let commands = cluster.read(|state| plan(state, now, behind, applied_by_all));
         for command in commands {
             let proposal = Proposal {
                 request: RequestId(uuid::Uuid::new_v4()),
@@ -48,11 +56,4 @@ pub async fn run(cluster: Cluster, shutdown: CancellationToken) {
             }
         }
     }
-}
-
-fn wall_clock() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

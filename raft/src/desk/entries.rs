@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use muster_storage::{Command, Entry};
+use muster_storage::Entry;
 use openraft::errors::{ClientWriteError, RaftError};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
@@ -44,27 +44,10 @@ pub async fn run(inner: Arc<Inner>, queue: mpsc::Receiver<Ticket>) {
     }
 }
 
-fn expires(command: &Command) -> bool {
-    match command {
-        Command::Expire => true,
-        Command::Many(commands) => commands.iter().any(expires),
-        _ => false,
-    }
-}
-
-async fn write(inner: &Arc<Inner>, tickets: Vec<Ticket>) {
-    let stamp = clock::stamp_now(inner).await;
-    let (refused, mut tickets): (Vec<_>, Vec<_>) = tickets
-        .into_iter()
-        .partition(|ticket| stamp.suspicious && expires(&ticket.proposal.command));
-    for ticket in refused {
-        ticket.give_back(Why::ClockInDoubt);
-    }
-    if tickets.is_empty() {
-        return;
-    }
+async fn write(inner: &Arc<Inner>, mut tickets: Vec<Ticket>) {
+    let at = clock::stamp(inner).await;
     metrics::histogram!("muster_raft_entry_proposals").record(tickets.len() as f64);
-    let bytes = match encode(stamp.at, &mut tickets) {
+    let bytes = match encode(at, &mut tickets) {
         Ok(bytes) => bytes,
         Err(error) => {
             tracing::error!(%error, "cannot encode a log entry");
@@ -89,18 +72,4 @@ async fn write(inner: &Arc<Inner>, tickets: Vec<Ticket>) {
     };
     let results = tickets.iter().map(|_| Err(why)).collect();
     settle(tickets, results);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_expiry_is_found_in_a_bundle() {
-        assert!(expires(&Command::Many(vec![
-            Command::RevokeJoinTokens,
-            Command::Expire
-        ])));
-        assert!(!expires(&Command::RevokeJoinTokens));
-    }
 }

@@ -178,7 +178,6 @@ fn decode_result(proposed: proto::Proposed) -> Result<Outcome, Why> {
             Ok(proto::Failure::NotLeader) => Why::NotLeader,
             Ok(proto::Failure::Overloaded) => Why::Overloaded,
             Ok(proto::Failure::TooLarge) => Why::TooLarge,
-            Ok(proto::Failure::ClockInDoubt) => Why::ClockInDoubt,
             _ => Why::Unknown,
         }),
         None => Err(Why::Unknown),
@@ -196,7 +195,6 @@ fn encode_result(result: Result<Outcome, Why>) -> proto::Proposed {
         Err(Why::NotLeader) => failure(proto::Failure::NotLeader),
         Err(Why::Overloaded) => failure(proto::Failure::Overloaded),
         Err(Why::TooLarge) => failure(proto::Failure::TooLarge),
-        Err(Why::ClockInDoubt) => failure(proto::Failure::ClockInDoubt),
         Err(Why::Unknown) => failure(proto::Failure::Unknown),
     };
     proto::Proposed {

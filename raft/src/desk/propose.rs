@@ -27,7 +27,9 @@ pub async fn propose(inner: &Inner, mut proposal: Proposal) -> Result<Outcome, E
     // Whether an attempt may have been committed.
     let mut open = false;
     loop {
-        inner.check_running()?;
+        inner
+            .check_running()
+            .map_err(|error| if open { Error::Timeout } else { error })?;
         let (ticket, reply) = Ticket::new(proposal, bytes);
         inner.desk.local.try_send(ticket).map_err(|error| {
             metrics::counter!("muster_raft_proposals_shed_total").increment(1);
@@ -40,6 +42,8 @@ pub async fn propose(inner: &Inner, mut proposal: Proposal) -> Result<Outcome, E
             }
         })?;
         let setback = match answer(inner, reply, deadline).await {
+            // Refused, but an earlier copy may still arrive and not be.
+            Some(Ok(outcome)) if open && outcome.result.is_err() => return Err(Error::Timeout),
             Some(Ok(outcome)) => return Ok(outcome),
             Some(Err(setback)) => setback,
             None => return Err(Error::Timeout),
@@ -51,11 +55,6 @@ pub async fn propose(inner: &Inner, mut proposal: Proposal) -> Result<Outcome, E
             _ if open => return Err(Error::Timeout),
             Why::Overloaded => return Err(Error::Overloaded),
             Why::TooLarge => return Err(too_large()),
-            Why::ClockInDoubt => {
-                return Err(Error::Refused(
-                    "the leader's clock is in doubt, so it expires nothing".into(),
-                ));
-            }
         }
         proposal = setback.proposal;
         // A leader that lost its quorum refuses at once: without the pause this would spin.
@@ -111,6 +110,7 @@ fn repeatable(command: &Command) -> bool {
         Command::Bind(_)
             | Command::Expire
             | Command::Reclaim { .. }
+            | Command::CorrectTime { .. }
             | Command::UpdateMember(_)
             | Command::AddJoinToken(_)
             | Command::AddToken(_)

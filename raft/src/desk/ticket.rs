@@ -20,8 +20,6 @@ pub enum Why {
     Overloaded,
     /// Certainly not committed, and never will be.
     TooLarge,
-    /// Certainly not committed: the leader's clock is in doubt.
-    ClockInDoubt,
     /// Perhaps committed.
     Unknown,
 }

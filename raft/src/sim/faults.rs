@@ -7,8 +7,10 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::net::Weather;
-use super::world::{DRIFT, World};
+use super::world::World;
 
+/// What well-kept clocks are wrong by, in milliseconds.
+const DRIFT: u64 = 3000;
 /// Nodes of a cluster at most.
 const NODES_MAX: usize = 5;
 
@@ -167,22 +169,29 @@ async fn storm(world: &Arc<World>) {
     world.net.set_weather(Weather::fair());
 }
 
-/// A wall clock drifts, or runs away so far that it must be noticed: see the clock's own bounds.
+/// A wall clock is set wrong by little or much, or those of all nodes alike: they were wrong at
+/// their start, and are set right.
 async fn clock(world: &Arc<World>) {
-    let Some(node) = world.chance.pick(&world.all()) else {
-        return;
+    let range = match world.chance.range(0..3) {
+        0 => 0..DRIFT,
+        1 => DRIFT..70_000,
+        _ => 70_000..7_200_000,
     };
-    let drift = i64::try_from(DRIFT).unwrap_or(0);
-    let skew = match world.chance.range(0..4) {
-        0 => i64::try_from(world.chance.range(70_000..7_200_000)).unwrap_or(0),
-        1 => -i64::try_from(world.chance.range(70_000..7_200_000)).unwrap_or(0),
-        2 => drift,
-        _ => -drift,
+    let skew = i64::try_from(world.chance.range(range)).unwrap_or(0);
+    let skew = if world.chance.once_in(2) { skew } else { -skew };
+    let all = world.chance.once_in(4);
+    let nodes = match world.chance.pick(&world.all()) {
+        Some(node) if !all => vec![node],
+        _ => world.all(),
     };
-    world.set_clock(node, skew);
+    for node in &nodes {
+        world.set_clock(*node, skew);
+    }
     pause(world).await;
     if world.chance.once_in(2) {
-        world.set_clock(node, 0);
+        for node in nodes {
+            world.set_clock(node, 0);
+        }
     }
 }
 

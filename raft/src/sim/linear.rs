@@ -78,6 +78,33 @@ impl Operation {
     }
 }
 
+/// The operation with whose end the history can no longer be explained; nothing when it can be.
+pub fn contradiction(history: &[Operation]) -> Option<Operation> {
+    if is_linearizable(history) {
+        return None;
+    }
+    let mut told: Vec<Operation> = history.to_vec();
+    told.retain(|operation| operation.told != Told::Unknown);
+    told.sort_by_key(|operation| operation.end);
+    let first = told.partition_point(|last| is_linearizable(&until(history, last.end)));
+    told.get(first).copied()
+}
+
+/// The history as it was known when `end` came.
+fn until(history: &[Operation], end: u64) -> Vec<Operation> {
+    let begun = history.iter().filter(|operation| operation.start <= end);
+    let known = begun.filter_map(|operation| match (operation.action, operation.end <= end) {
+        (_, true) => Some(*operation),
+        (Action::Read(_), false) => None,
+        (_, false) => Some(Operation {
+            told: Told::Unknown,
+            end: u64::MAX,
+            ..*operation
+        }),
+    });
+    known.collect()
+}
+
 /// Whether some order explains everything. The object is absent at first.
 pub fn is_linearizable(history: &[Operation]) -> bool {
     let mut operations = history.to_vec();

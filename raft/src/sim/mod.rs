@@ -23,5 +23,5 @@ mod work;
 mod world;
 
 pub use machine::Machine;
-pub use mutant::outcomes_before_commit;
+pub use mutant::{outcomes_before_commit, trusted_wall};
 pub use net::Wire;

@@ -34,15 +34,17 @@ pub enum Mutant {
     ReadWithoutIndex,
     /// A follower's linearizable read does not wait until it has applied what it was told.
     ReadBeforeApplied,
-    /// A write whose outcome is unknown is made again.
+    /// A write whose outcome is unknown is made again, and nobody remembers the first.
     RepeatUnknown,
-    /// A message with proposals is taken for two.
+    /// A message with proposals is taken for two, and nobody remembers the first.
     ProposeTwice,
+    /// A leader writes its wall clock into entries.
+    TrustWallClock,
 }
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::SkipSync,
         Self::SyncLies,
         Self::LeaderRestore,
@@ -55,6 +57,7 @@ impl Mutant {
         Self::ReadBeforeApplied,
         Self::RepeatUnknown,
         Self::ProposeTwice,
+        Self::TrustWallClock,
     ];
 
     /// By its name in this file.
@@ -62,6 +65,16 @@ impl Mutant {
         Self::ALL
             .into_iter()
             .find(|mutant| format!("{mutant:?}") == name)
+    }
+}
+
+/// As [`Mutant::TrustWallClock`]: the time for an entry.
+pub fn trusted_wall(inner: &Inner) -> Option<u64> {
+    match inner.memory.host() {
+        Host::Simulated(machine) if machine.mutant == Some(Mutant::TrustWallClock) => {
+            Some(machine.wall())
+        }
+        _ => None,
     }
 }
 

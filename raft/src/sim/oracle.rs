@@ -255,11 +255,21 @@ impl Oracle {
     }
 
     fn commit(&self, inner: &mut Inner, index: u64, entry: &Entry) {
+        let mut at = inner.state.time().max(entry.at).0;
         let applied = inner.state.apply(Revision::new(index, 0), entry);
         // Rows are the nodes' affair.
         let _ = inner.state.take_rows();
-        let at = inner.state.time().0;
         for (proposal, (outcome, changes)) in entry.proposals.iter().zip(applied) {
+            if let Command::CorrectTime { to } = &proposal.command {
+                // A promise is a span of real time.
+                let by = to.0.saturating_sub(at);
+                at = at.saturating_add(by);
+                for holder in inner.holders.values_mut() {
+                    holder.until = holder.until.saturating_add(by);
+                }
+                *inner.counts.entry("time corrected".into()).or_default() += 1;
+                self.note_in(inner, format!("the time is corrected by {by} ms"));
+            }
             for change in &changes {
                 if let Subject::Lease(lease) = &change.subject
                     && let Some(problem) =

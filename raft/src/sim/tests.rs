@@ -210,4 +210,5 @@ mutants! {
     read_before_applied: ReadBeforeApplied,
     repeat_unknown: RepeatUnknown,
     propose_twice: ProposeTwice,
+    trust_wall_clock: TrustWallClock,
 }

@@ -10,8 +10,8 @@ use muster_storage::command::{Bind, Client, PutMode};
 use muster_storage::model::{Lease, Mac, Object, ObjectKind, Profile, Settings, Subnet};
 use muster_storage::state::Claim;
 use muster_storage::{
-    Actor, Command, Effect, NodeId, Outcome, Proposal, Rejection, RequestId, Revision, State,
-    Timestamp,
+    Actor, Command, Effect, NodeId, Outcome, Proposal, Rejection, Remember, RequestId, Revision,
+    State, Timestamp,
 };
 use serde_json::json;
 use tokio::time::sleep;
@@ -162,11 +162,11 @@ impl Work {
         let wrong = histories
             .objects
             .iter()
-            .filter(|(_, history)| !linear::is_linearizable(history));
+            .filter_map(|(key, history)| Some((key, history, linear::contradiction(history)?)));
         wrong
-            .map(|(key, history)| {
+            .map(|(key, history, last)| {
                 format!(
-                    "the history of {key}, {} operations, is not linearizable",
+                    "the history of {key}, {} operations, is not linearizable since {last:?}",
                     history.len()
                 )
             })
@@ -230,6 +230,17 @@ impl Work {
         answer
     }
 
+    /// As the API proposes: a second copy has no second effect.
+    fn remembered(&self, life: &Life, proposal: Proposal) -> Proposal {
+        let forgetful = [Mutant::RepeatUnknown, Mutant::ProposeTwice].map(Some);
+        let since = life.cluster.read(State::revision);
+        let remember = Some(Remember::Retry { since });
+        Proposal {
+            remember: remember.filter(|_| !forgetful.contains(&self.world.mutant)),
+            ..proposal
+        }
+    }
+
     async fn object(&self, client: usize, node: u64, life: &Life) {
         let chance = &self.world.chance;
         let key = format!("p{}", chance.range(0..KEYS));
@@ -269,7 +280,11 @@ impl Work {
         };
         let start = self.tick();
         let answer = self
-            .propose(node, life, proposal(client, if_match, command))
+            .propose(
+                node,
+                life,
+                self.remembered(life, proposal(client, if_match, command)),
+            )
             .await;
         let told = match &answer {
             Some(Ok(outcome)) => match &outcome.result {
@@ -277,6 +292,8 @@ impl Work {
                 Err(
                     Rejection::Stale { .. } | Rejection::Exists { .. } | Rejection::NotFound { .. },
                 ) => Told::Refused,
+                // A copy that came too late to know what became of the first.
+                Err(Rejection::Forgotten) => Told::Unknown,
                 Err(other) => {
                     let what = format!("{key} was refused for no good reason: {other}");
                     return self.world.oracle.violated(what);
@@ -358,19 +375,18 @@ impl Work {
                 ));
             }
             held => {
-                let wall = Timestamp(life.cluster.inner.memory.clock().wall());
+                let now_there = life.cluster.now();
                 let offered = || {
                     let offer = life
                         .cluster
-                        .read(|state| state.offer(&client, &|_| Claim::None, wall));
+                        .read(|state| state.offer(&client, &|_| Claim::None, now_there));
                     offer.map(|offer| offer.address)
                 };
                 let Some(address) = held.map(|held| held.address).or_else(offered) else {
                     return self.note(format!("host {host} is offered nothing at node {node}"));
                 };
                 if held.is_some()
-                    && world.clock_is_right(node)
-                    && let Some((lease, secs)) = self.confirmable(life, &client, address, wall)
+                    && let Some((lease, secs)) = self.confirmable(life, &client, address, now_there)
                 {
                     let until = now + Duration::from_secs(u64::from(secs));
                     world.oracle.believes(who, lease.address, until);
@@ -400,19 +416,19 @@ impl Work {
     }
 
     /// As the product confirms early renewals: from the committed lease, on a node that has caught
-    /// up since its start and whose clock has not jumped.
+    /// up since its start.
     fn confirmable(
         &self,
         life: &Life,
         client: &Client,
         address: Ipv4Addr,
-        wall: Timestamp,
+        now: Timestamp,
     ) -> Option<(Lease, u32)> {
         if !life.cluster.caught_up_once() || !self.world.chance.once_in(3) {
             return None;
         }
         life.cluster.read(|state| {
-            let (lease, secs) = state.confirmable(client, address, wall)?;
+            let (lease, secs) = state.confirmable(client, address, now)?;
             Some((lease.clone(), secs))
         })
     }
@@ -446,13 +462,18 @@ pub fn keep_house(world: &Arc<World>, node: u64, cluster: &Cluster, dead: &Cance
                 Some(Mutant::ForgetQuarantine) => Some(Revision(u64::MAX)),
                 _ => cluster.applied_by_all(),
             };
-            let now = Timestamp(cluster.inner.memory.clock().wall());
+            let now = cluster.now();
+            let correct = cluster.time_behind().map(|to| Command::CorrectTime { to });
             let commands = cluster.read(|state| {
                 let expire = state.has_expired(now).then_some(Command::Expire);
                 let reclaim = applied_by_all
                     .filter(|revision| state.has_reclaimable(*revision))
                     .map(|applied_by_all| Command::Reclaim { applied_by_all });
-                expire.into_iter().chain(reclaim).collect::<Vec<_>>()
+                correct
+                    .into_iter()
+                    .chain(expire)
+                    .chain(reclaim)
+                    .collect::<Vec<_>>()
             });
             for command in commands {
                 let proposal = Proposal {

@@ -34,9 +34,6 @@ use crate::store::note;
 use crate::tls::{NodeKey, PeerCertificate};
 use crate::{Error, manage, start};
 
-/// What a clock may be wrong by without anyone noticing, in milliseconds.
-pub const DRIFT: u64 = 3000;
-
 /// A node, through all its lives.
 struct Node {
     disk: Arc<Disk>,
@@ -413,13 +410,6 @@ impl World {
         if let Some(node) = self.lock().get(&id) {
             node.skew.store(skew, Ordering::Relaxed);
         }
-    }
-
-    /// Whether a node's wall clock is not known to have jumped.
-    pub fn clock_is_right(&self, id: u64) -> bool {
-        let nodes = self.lock();
-        let skew = nodes.get(&id).map(|node| node.skew.load(Ordering::Relaxed));
-        skew.is_some_and(|skew| skew.unsigned_abs() <= DRIFT)
     }
 
     /// The node's disk fails every sync from now on, until it is started anew.

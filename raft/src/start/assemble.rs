@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use muster_storage::NodeId;
 use muster_storage::blobs::Blobs;
@@ -16,6 +17,7 @@ use uuid::Uuid;
 use super::{Open, join_anew};
 use crate::artifacts::{self, Pulls};
 use crate::board::Board;
+use crate::clock;
 use crate::cluster::Cluster;
 use crate::desk::{self, Desk};
 use crate::host::Host;
@@ -258,6 +260,9 @@ pub fn names(cluster: Uuid, node: u64, options: &Options) -> Names<'_> {
     }
 }
 
+/// Between two looks whether a peer has said what the time is.
+const HEARING: Duration = Duration::from_millis(50);
+
 /// Notes when this node has come as far as a leader's commit.
 async fn catch_up(inner: Arc<Inner>) {
     while reads::barrier(&inner).await.is_err() {
@@ -265,7 +270,16 @@ async fn catch_up(inner: Arc<Inner>) {
             return;
         }
     }
-    inner.memory.clock().caught_up();
+    let clock = inner.memory.clock();
+    clock.caught_up();
+    // The leader finds out what the time is, the others hear it from those who know.
+    while clock.now().is_none() && inner.check_running().is_ok() {
+        if inner.view.borrow().leads_quorum(inner.id.0) {
+            clock::stamp(&inner).await;
+        } else {
+            tokio::time::sleep(HEARING).await;
+        }
+    }
     inner.caught_up.store(true, Ordering::Release);
     tracing::info!("caught up with the cluster");
 }

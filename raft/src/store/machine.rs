@@ -242,8 +242,9 @@ impl Machine {
             .unwrap_or_else(PoisonError::into_inner);
         let outcomes = state.apply(Revision::new(index, 0), &entry);
         rows.append(&mut state.take_rows().map_err(invalid)?);
+        let time = state.time();
         drop(state);
-        self.memory.clock.saw(entry.at);
+        self.memory.clock.applied(time);
         metrics::histogram!("muster_raft_apply_seconds").record(start.elapsed());
         metrics::counter!("muster_raft_proposals_applied_total").increment(outcomes.len() as u64);
         Ok(outcomes.into_iter().map(|(outcome, _)| outcome).collect())

@@ -36,7 +36,8 @@ impl State {
                 let context = Context {
                     request: proposal.request,
                     revision,
-                    at,
+                    // A proposal before this one may have corrected it.
+                    at: self.meta.time,
                     actor: &proposal.actor,
                 };
                 self.undo.clear();
@@ -79,6 +80,7 @@ impl State {
             Command::Decline { client, address } => self.decline(context, client, *address),
             Command::Expire => Ok(self.expire(context)),
             Command::Reclaim { applied_by_all } => Ok(self.reclaim(context, *applied_by_all)),
+            Command::CorrectTime { to } => Ok(self.correct_time(context, *to)),
             Command::EndLease { address } => self.end_lease(context, *address),
             Command::AddMember { member, token } => self.add_member(context, member, *token),
             Command::UpdateMember(member) => self.update_member(context, member),

@@ -222,6 +222,42 @@ impl State {
         Effect::Ended(released.len() as u32)
     }
 
+    /// Moves the state's time forward, and with it the ends of all that is bound or held: what was
+    /// promised was a span of real time.
+    pub(super) fn correct_time(&mut self, context: Context<'_>, to: Timestamp) -> Effect {
+        let Some(by) = to.0.checked_sub(context.at.0).filter(|by| *by > 0) else {
+            return Effect::Done;
+        };
+        let later = |at: Timestamp| Timestamp(at.0.saturating_add(by));
+        let mut meta = self.meta.clone();
+        meta.time = to;
+        if meta.no_reclaim_until > context.at {
+            meta.no_reclaim_until = later(meta.no_reclaim_until);
+        }
+        self.put(RowKey::Meta, Some(Row::Meta(meta)));
+        let held: Vec<_> = self
+            .leases
+            .values()
+            .filter(|record| !record.object.free)
+            .cloned()
+            .collect();
+        for record in held {
+            let lease = &record.object;
+            let moved = Record {
+                object: Lease {
+                    promised_until: later(lease.promised_until),
+                    expires_at: later(lease.expires_at),
+                    held_until: later(lease.held_until),
+                    ..lease.clone()
+                },
+                ..Record::clone(&record)
+            };
+            let key = RowKey::Lease(lease.address);
+            self.put(key, Some(Row::Lease(Box::new(moved))));
+        }
+        Effect::Done
+    }
+
     /// Lets another client have the address.
     fn free(&mut self, context: Context<'_>, address: Ipv4Addr) {
         let Some(record) = self.leases.get(&address).cloned() else {

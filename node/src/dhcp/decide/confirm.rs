@@ -54,7 +54,7 @@ impl Case<'_> {
     }
 
     /// Seconds that may be promised on a committed lease: to its end less the margin, which
-    /// covers what clocks differ by.
+    /// covers what nodes' ideas of the time differ by.
     fn left(&self, lease: &Lease) -> u32 {
         let margin = u64::from(self.state.settings().lease_margin_secs);
         let left = lease.expires_at.secs_since(self.now).saturating_sub(margin);

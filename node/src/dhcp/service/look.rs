@@ -265,12 +265,10 @@ impl Service {
 
     pub(super) fn standing(&self) -> Standing {
         let quorum = self.cluster.has_quorum();
-        let (now, steady) = self.clock.now(quorum);
         Standing {
-            // A slow clock must not stretch what a leader's clock has ended.
-            now: now.max(self.cluster.read(State::time)),
+            now: self.cluster.now(),
             quorum,
-            caught_up: self.cluster.caught_up_once() && steady,
+            caught_up: self.cluster.caught_up_once(),
             live: self.live.borrow().iter().copied().map(NodeId).collect(),
         }
     }
