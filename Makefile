@@ -19,7 +19,7 @@ build: setup-build
 
 # Three nodes provision a machine, lose their leader, and provision again.
 demo: setup payload build
-	$(cargo_target)/debug/muster-demo
+	@deploy/demo.sh
 
 test: setup payload build
 	cargo test $(LOCKED) --workspace

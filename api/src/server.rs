@@ -95,7 +95,10 @@ pub async fn serve_tls(listener: TcpListener, serving: Serving, stop: Cancellati
                     };
                     serve(stream, version, Peer::Remote, serving, watcher).await;
                 }
-                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+                Ok(Err(error)) => {
+                    metrics::counter!(MALFORMED, "service" => "api").increment(1);
+                    tracing::debug!(%error, "TLS handshake failed");
+                }
                 Err(_) => tracing::debug!("TLS handshake took too long"),
             }
             drop((permit, share));
@@ -226,6 +229,15 @@ impl Connections {
 
 /// Connections turned away.
 pub(crate) const REFUSED: &str = "muster_connections_refused_total";
+/// Name of a metric.
+pub(crate) const MALFORMED: &str = "muster_http_malformed_total";
+
+/// Counts why a connection to a service ended, if it was that what came is no HTTP.
+pub fn count_malformed(service: &'static str, error: &hyper::Error) {
+    if error.is_parse() || error.is_incomplete_message() {
+        metrics::counter!(MALFORMED, "service" => service).increment(1);
+    }
+}
 
 /// Connections by address: half of all that there may be for one, so that one client cannot keep
 /// all others out.
@@ -336,6 +348,7 @@ async fn serve(
         }
     };
     if let Err(error) = result {
+        count_malformed("api", &error);
         tracing::debug!(%error, "connection ended");
     }
 }

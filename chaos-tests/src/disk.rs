@@ -47,23 +47,27 @@ impl Disk {
         run(Command::new("sync").arg("-f").arg(&self.at)).map(drop)
     }
 
-    /// Copies what a power cut at this moment would leave.
-    pub fn snapshot(&self) -> Result<PathBuf> {
-        let copy = self.image.with_extension("cut");
-        run(Command::new("cp")
-            .arg("--sparse=always")
-            .arg(&self.image)
-            .arg(&copy))?;
-        Ok(copy)
+    /// Copies, under a name, what a power cut at this moment would leave.
+    pub fn snapshot(&self, name: &str) -> Result<PathBuf> {
+        let snapshot = self.image.with_extension(name);
+        copy(&self.image, &snapshot)?;
+        Ok(snapshot)
     }
 
     /// Goes on from a snapshot: what was not in it is gone. Nothing may use the disk meanwhile.
     pub fn restore(self, snapshot: &Path) -> Result<Self> {
         let (image, at) = (self.image.clone(), self.at.clone());
+        // The kernel may still write to the file of the old one.
+        let next = image.with_extension("next");
+        copy(snapshot, &next)?;
         drop(self);
-        fs::rename(snapshot, &image).context("putting a snapshot in place")?;
+        fs::rename(&next, &image).context("putting a snapshot in place")?;
         Self::mount(image, at)
     }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("cp").arg("--sparse=always").arg(from).arg(to)).map(drop)
 }
 
 impl Drop for Disk {

@@ -201,6 +201,10 @@ pub fn describe_metrics() {
         crate::server::REFUSED,
         "Connections turned away because their address had its share of all, by service"
     );
+    metrics::describe_counter!(
+        crate::server::MALFORMED,
+        "Connections closed because what came was no TLS or no HTTP, by service"
+    );
     metrics::describe_histogram!(
         SECONDS,
         metrics::Unit::Seconds,

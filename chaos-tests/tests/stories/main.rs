@@ -46,7 +46,7 @@ fn long() -> bool {
 }
 
 /// Tells a story; if it goes wrong the nodes' logs are shown with the reason.
-fn tell(cluster: &Cluster, story: impl FnOnce() -> Result<()>) -> Result<()> {
+fn tell<T>(cluster: &Cluster, story: impl FnOnce() -> Result<T>) -> Result<T> {
     story().with_context(|| cluster.logs())
 }
 

@@ -15,7 +15,7 @@ use futures::StreamExt as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use muster_api::server::Shares;
+use muster_api::server::{Shares, count_malformed};
 use muster_storage::{Actor, Command, Proposal, Rejection, RequestId};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -63,6 +63,7 @@ pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationT
         metrics::connections(CONNECTIONS_MAX.saturating_sub(room.available_permits()));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
+                count_malformed("boot", &error);
                 tracing::debug!(%peer, %error, "boot connection ended early");
             }
             drop((permit, share));
