@@ -45,9 +45,14 @@ impl Files {
     /// The files of `dir`, which is made if it does not exist.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(Error::io(format!("making {}", dir.display())))?;
-        Ok(Self {
+        Ok(Self::at(dir))
+    }
+
+    /// The files of `dir`, which may not exist.
+    pub fn at(dir: &Path) -> Self {
+        Self {
             dir: dir.to_owned(),
-        })
+        }
     }
 
     /// The directory.
@@ -57,9 +62,7 @@ impl Files {
 
     /// Into which directory a recovery that was interrupted puts the old data aside.
     pub fn interrupted_recovery(dir: &Path) -> Result<Option<String>, Error> {
-        let prepared = Self {
-            dir: dir.join(RECOVERED),
-        };
+        let prepared = Self::at(&dir.join(RECOVERED));
         let name = prepared.read("aside")?;
         Ok(name.map(|name| String::from_utf8_lossy(&name).into_owned()))
     }
@@ -134,9 +137,7 @@ impl Files {
 
     /// The private key of this node, PEM; absent in a new directory.
     pub fn node_key(&self) -> Result<Option<String>, Error> {
-        self.read("node.key")?
-            .map(|bytes| String::from_utf8(bytes).map_err(|error| self.bad("node.key", error)))
-            .transpose()
+        self.text("node.key")
     }
 
     /// Writes it.
@@ -144,9 +145,9 @@ impl Files {
         self.write("node.key", pem.as_bytes(), 0o600)
     }
 
-    /// The certificate of this node, PEM.
-    pub fn node_certificate(&self) -> Result<String, Error> {
-        self.required_text("node.crt")
+    /// The certificate of this node, PEM; absent when it was lost.
+    pub fn node_certificate(&self) -> Result<Option<String>, Error> {
+        self.text("node.crt")
     }
 
     /// Writes it.
@@ -165,7 +166,8 @@ impl Files {
         self.write("diverged", format!("{why}\n").as_bytes(), 0o644)
     }
 
-    fn bad(&self, name: &str, problem: impl ToString) -> Error {
+    /// What is wrong with one of them.
+    pub fn bad(&self, name: &str, problem: impl ToString) -> Error {
         Error::BadIdentity {
             file: self.dir.join(name).display().to_string(),
             problem: problem.to_string(),
@@ -185,8 +187,14 @@ impl Files {
             .ok_or_else(|| self.bad(name, "the file is missing"))
     }
 
+    fn text(&self, name: &str) -> Result<Option<String>, Error> {
+        let text = self.read(name)?.map(String::from_utf8).transpose();
+        text.map_err(|error| self.bad(name, error))
+    }
+
     fn required_text(&self, name: &str) -> Result<String, Error> {
-        String::from_utf8(self.required(name)?).map_err(|error| self.bad(name, error))
+        self.text(name)?
+            .ok_or_else(|| self.bad(name, "the file is missing"))
     }
 
     /// Replaces a file so that after a crash it is either the old or the new one.
@@ -216,8 +224,6 @@ impl Files {
 /// # Errors
 /// When the directory has a log without an identity, or a damaged identity.
 pub fn belongs_to_cluster(data_dir: &Path) -> Result<bool, Error> {
-    let files = Files {
-        dir: data_dir.to_owned(),
-    };
+    let files = Files::at(data_dir);
     Ok(files.identity()?.is_some_and(|identity| identity.complete))
 }

@@ -20,7 +20,7 @@ use crate::desk::Desk;
 use crate::options::Options;
 use crate::peer::Links;
 use crate::start::Open;
-use crate::store::{Memory, Progress};
+use crate::store::{Memory, Progress, note_end};
 use crate::tls::Sealer;
 use crate::types::Raft;
 use crate::view::View;
@@ -198,7 +198,8 @@ impl Inner {
     /// Ends everything that this node does, and lets go of its disk.
     pub async fn shut_down(&self) {
         self.stop.cancel();
-        if let Err(error) = self.raft.shutdown().await {
+        let ended_well = self.raft.shutdown().await;
+        if let Err(error) = &ended_well {
             tracing::warn!(%error, "raft did not end well");
         }
         self.tasks.close();
@@ -211,6 +212,11 @@ impl Inner {
         jobs.close();
         if tokio::time::timeout(JOBS, jobs.wait()).await.is_err() {
             tracing::warn!("a snapshot did not end");
+        }
+        if ended_well.is_ok()
+            && let Err(error) = note_end(&self.engine.0)
+        {
+            tracing::warn!(%error, "cannot note how the log ends");
         }
         // Handles to this node may live on; its disk is free for another start.
         self.engine.0.close();

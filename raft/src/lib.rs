@@ -55,5 +55,5 @@ pub use options::{Limits, Options, Start, Timing};
 pub use recover::{Loss, Survivor};
 pub use refound::Refounded;
 pub use status::{NodeStatus, Peer, Role, Status};
-pub use store::Inspection;
+pub use store::{Damage, Inspection, damages};
 pub use telemetry::describe_metrics;

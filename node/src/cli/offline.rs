@@ -24,7 +24,7 @@ const SEALED: &str = "<sealed>";
 /// Checks a directory, prints what it holds, or recovers it.
 pub fn run(printer: Printer, dir: &Path, command: &NodeCommand) -> Result<(), Error> {
     match command {
-        NodeCommand::Check => check(dir, &Inspection::open(dir)?),
+        NodeCommand::Check => check(dir),
         NodeCommand::Dump => {
             let inspection = Inspection::open(dir)?;
             let mut out = BufWriter::new(io::stdout().lock());
@@ -43,17 +43,41 @@ impl From<muster_raft::Error> for Error {
     }
 }
 
-fn check(dir: &Path, inspection: &Inspection) -> Result<(), Error> {
+fn check(dir: &Path) -> Result<(), Error> {
+    let damages = muster_raft::damages(dir)?;
+    let readable = !damages
+        .iter()
+        .any(|damage| matches!(damage.part, "log" | "state"));
+    let mut report = match readable {
+        true => summary(&Inspection::open(dir)?)?,
+        false => json!({"applied": null, "log": null}),
+    };
+    let (artifacts, damaged) = check_artifacts(dir)?;
+    report["artifacts"] = json!({"whole": artifacts, "damaged": damaged});
+    report["damages"] = json!(damages);
+    let mut out = io::stdout().lock();
+    writeln!(out, "{report:#}")?;
+    let mut problems: Vec<&str> = damages.iter().map(|damage| &*damage.problem).collect();
+    if !damaged.is_empty() {
+        problems
+            .push("some artifacts are damaged: remove these files, and the node fetches them anew");
+    }
+    match problems.as_slice() {
+        [] => Ok(()),
+        problems => Err(Error::Failed(problems.join("\nmuster: "))),
+    }
+}
+
+/// How far log and state of a directory reach.
+fn summary(inspection: &Inspection) -> Result<Value, Error> {
     let log = inspection.log()?;
-    // What is applied already is read as well: a damaged entry would be sent to a peer.
     let mut entries = 0u64;
     inspection.each_entry(0, |_, _| {
         entries = entries.saturating_add(1);
         Ok::<_, Error>(())
     })?;
     let end = inspection.replay(|_, _| Ok::<_, Error>(()))?;
-    let (artifacts, damaged) = check_artifacts(dir)?;
-    let report = json!({
+    Ok(json!({
         "applied": {
             "index": inspection.applied(),
             "revision": inspection.state().revision().0,
@@ -66,16 +90,7 @@ fn check(dir: &Path, inspection: &Inspection) -> Result<(), Error> {
             "entries": entries,
             "revision_at_end": end.revision().0,
         },
-        "artifacts": {"whole": artifacts, "damaged": damaged},
-    });
-    let mut out = io::stdout().lock();
-    writeln!(out, "{report:#}")?;
-    match damaged.as_slice() {
-        [] => Ok(()),
-        _ => Err(Error::Failed(
-            "some artifacts are damaged: remove these files, and the node fetches them anew".into(),
-        )),
-    }
+    }))
 }
 
 /// How many artifacts are whole, and which are not what their name says.

@@ -236,7 +236,14 @@ impl NetSnapshot<TypeConfig> for Client {
         let reply = reply
             .map_err(|_| late("snapshot"))?
             .map_err(|status| failed(&status));
-        if let Ok(Err(error)) = reader.await
+        let read = reader.await;
+        if let Ok(Err(error)) = &read
+            && is_damage(error)
+        {
+            tracing::error!(%error, "the snapshot on the disk is damaged");
+            snapshot.snapshot.doubt();
+        }
+        if let Ok(Err(error)) = read
             && reply.is_err()
         {
             return Err(RPCError::Network(NetworkError::from_string(format!(
@@ -247,6 +254,14 @@ impl NetSnapshot<TypeConfig> for Client {
         let vote = required_vote(reply?.into_inner().vote).map_err(malformed)?;
         Ok(SnapshotResponse::new(vote))
     }
+}
+
+/// Whether a file of a snapshot is not what it was, or not there.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::NotFound
+    )
 }
 
 async fn send_pieces(
@@ -266,8 +281,9 @@ async fn send_pieces(
         manifest: Some(snapshot.manifest().clone()),
     }))
     .await?;
-    for path in snapshot.files() {
+    for (announced, path) in snapshot.files() {
         let mut file = host.blocking(None, move || File::open(path)).await?;
+        let mut hasher = crc32fast::Hasher::new();
         loop {
             let read = host.blocking(None, move || -> io::Result<_> {
                 let mut chunk = vec![0; CHUNK_BYTES];
@@ -279,8 +295,13 @@ async fn send_pieces(
             if chunk.is_empty() {
                 break;
             }
+            hasher.update(&chunk);
             send(Piece::Bytes(Bytes::from(chunk))).await?;
             file = rest;
+        }
+        if hasher.finalize() != announced.crc {
+            let problem = format!("{} is not what was written", announced.name);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }
     }
     Ok(())

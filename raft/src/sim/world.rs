@@ -329,7 +329,7 @@ impl World {
             blobs: Blobs::open(&self.scratch.path().join(format!("{id}-blobs")))
                 .map_err(disk_failed())?,
             key: NodeKey::from_pem(&node.key_pem)?,
-            certificate_pem: node.certificate_pem.clone(),
+            certificate_pem: Some(node.certificate_pem.clone()),
             ca_pem: self.new.authority.pem().to_owned(),
             sealer: Some(self.new.sealer.clone()),
             bootstrap: Vec::new(),

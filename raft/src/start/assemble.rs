@@ -1,7 +1,7 @@
 //! Putting a node together of what was founded, joined or resumed.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::{Open, join_anew};
+use super::{Open, stores};
 use crate::artifacts::{self, Pulls};
 use crate::board::Board;
 use crate::clock;
@@ -25,7 +25,7 @@ use crate::identity::{Files, Identity};
 use crate::inner::Inner;
 use crate::options::Options;
 use crate::peer::{self, Links, Network, Service, Target};
-use crate::store::{LogStore, Machine, Memory};
+use crate::store::Memory;
 use crate::tls::{self, Authority, CertificateHolder, Names, NodeKey, Sealer};
 use crate::types::Raft;
 use crate::view::{self, View};
@@ -44,7 +44,8 @@ pub struct Parts {
     pub snapshots: PathBuf,
     pub blobs: Blobs,
     pub key: NodeKey,
-    pub certificate_pem: String,
+    /// The last one; a node that has the state makes another.
+    pub certificate_pem: Option<String>,
     pub ca_pem: String,
     pub sealer: Option<Sealer>,
     /// Where peers listen, until the state says so.
@@ -75,26 +76,19 @@ pub async fn assemble(
     } = parts;
     std::fs::create_dir_all(&snapshots)
         .map_err(Error::io(format!("making {}", snapshots.display())))?;
-    let opening = || Error::io("reading stored data");
     let (machine, log) = {
-        let no_sync = options.unsafe_no_sync;
-        let engine = engine.0.clone();
-        let on = host.clone();
-        host.blocking(None, move || {
-            let machine = Machine::open(&engine, snapshots, on.clone())?;
-            let log = LogStore::open(&engine, &on, no_sync)?;
-            machine.cover(log.last())?;
-            Ok((machine, log))
-        })
-        .await
-        .map_err(opening())?
+        let (engine, on) = (engine.0.clone(), host.clone());
+        let (dir, no_sync) = (options.data_dir.clone(), options.unsafe_no_sync);
+        let opening = move || stores::take(&engine, &on, &dir, snapshots, no_sync);
+        let opened = host.blocking(None, move || Ok(opening())).await;
+        opened.map_err(Error::io("reading stored data"))??
     };
     let memory = machine.memory();
     let log_size = log.size();
-    check_reach(&memory, log.purged(), &options.data_dir)?;
     check_cluster(&memory, &identity)?;
-    let certificate_pem =
-        renew(&memory, &options, &identity, &key, sealer.as_ref())?.unwrap_or(certificate_pem);
+    let certificate_pem = renew(&memory, &options, &identity, &key, sealer.as_ref())?
+        .or(certificate_pem)
+        .ok_or_else(|| Files::at(&options.data_dir).bad("node.crt", "the file is missing"))?;
     let holder = CertificateHolder::new(&certificate_pem, &key.pem(), &ca_pem)?;
     if let Some((files, _)) = &outside {
         files.set_node_certificate(&certificate_pem)?;
@@ -195,21 +189,6 @@ pub fn meet_peers(inner: &Arc<Inner>) {
     inner.spawn(manage::run(Arc::clone(inner)));
     inner.spawn(manage::announce(Arc::clone(inner)));
     inner.spawn(artifacts::run(Arc::clone(inner)));
-}
-
-/// What the log has given up must be in the rows, or in a snapshot that puts them back. Rows that
-/// were lost would else be taken for a state in which nothing was ever written.
-fn check_reach(memory: &Memory, purged: u64, dir: &Path) -> Result<(), Error> {
-    let reach = memory.reach();
-    if reach >= purged {
-        return Ok(());
-    }
-    Err(Error::Corrupt(format!(
-        "{} reaches to log entry {reach} only, and the log begins after {purged}: state has been \
-         lost; {}",
-        dir.join("state").display(),
-        join_anew(dir)
-    )))
 }
 
 fn check_cluster(memory: &Memory, identity: &Identity) -> Result<(), Error> {

@@ -4,13 +4,14 @@ mod assemble;
 mod found;
 #[cfg(any(test, feature = "test-support"))]
 mod solo;
+mod stores;
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 
 use muster_storage::blobs::Blobs;
-use muster_storage::engine::Engine;
+use muster_storage::engine::{Engine, RocksLog, RocksRows};
 use tokio::net::TcpListener;
 
 use crate::Error;
@@ -30,6 +31,7 @@ use found::found;
 pub use assemble::{Parts, assemble, meet_peers, names};
 #[cfg(test)]
 pub use found::{NewCluster, founding, propose_founding};
+pub use stores::{lost, of_log};
 
 /// See [`Cluster::start`].
 pub async fn start(mut options: Options) -> Result<Cluster, Error> {
@@ -121,27 +123,21 @@ fn open(dir: &Path, identity: &Identity) -> Result<Open, Error> {
     let known = identity.complete && identity.has_log;
     let doing = || Error::io(format!("opening {}", dir.display()));
     let log = dir.join("log");
-    let lost = |problem: String| {
-        Error::Corrupt(format!(
-            "{problem}; a node that forgot its votes and entries must not take part: {}",
-            join_anew(dir)
-        ))
-    };
     if known && !log.join("CURRENT").exists() {
-        return Err(lost(format!(
-            "{} had a log and has none now",
-            log.display()
-        )));
+        let problem = format!("{} had a log and has none now", log.display());
+        return Err(stores::lost(dir, &problem));
     }
-    let engine = match known {
-        true => Engine::open_existing(dir),
-        false => Engine::open(dir),
+    let log = match known {
+        true => RocksLog::open_existing(&log),
+        false => RocksLog::open(&log),
     };
-    let open = Open(engine.map_err(doing())?);
-    claim(&*open.0.log, &identity.mark(), known).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => lost(format!("{}: {error}", log.display())),
-        _ => doing()(error),
-    })?;
+    let log = log.map_err(|error| stores::of_log(dir, error))?;
+    let rows = RocksRows::open(&dir.join("state")).map_err(doing())?;
+    let open = Open(Engine {
+        log: Arc::new(log),
+        rows: Arc::new(rows),
+    });
+    claim(&*open.0.log, &identity.mark(), known).map_err(|error| stores::of_log(dir, error))?;
     Ok(open)
 }
 

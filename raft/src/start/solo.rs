@@ -73,7 +73,7 @@ async fn solo_on(engine: Engine, blobs_dir: Option<PathBuf>) -> Cluster {
         engine: Open(engine),
         snapshots: scratch.path().join("snapshots"),
         blobs,
-        certificate_pem: new.certificate_pem,
+        certificate_pem: Some(new.certificate_pem),
         ca_pem: new.authority.pem().to_owned(),
         key: new.key,
         sealer: Some(new.sealer),

@@ -191,7 +191,7 @@ fn check_is_node(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn decode(bytes: &[u8]) -> Result<Option<Entry>, Error> {
+pub(super) fn decode(bytes: &[u8]) -> Result<Option<Entry>, Error> {
     let entry = super::log::decode(bytes.to_vec()).map_err(Error::io("reading the log"))?;
     match entry.payload {
         EntryPayload::Normal(bytes) => schema::decode_entry(&bytes.0).map(Some).map_err(corrupt),
@@ -204,7 +204,7 @@ fn corrupt(error: impl std::fmt::Display) -> Error {
 }
 
 /// Copies log and rows, and what a crash may have left beside the rows.
-fn copy_parts(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn copy_parts(from: &Path, to: &Path) -> io::Result<()> {
     for part in ["log", "state", "state.new", "state.old"] {
         if from.join(part).is_dir() {
             copy_dir(&from.join(part), &to.join(part))?;

@@ -171,6 +171,9 @@ pub fn claim(log: &dyn Log, identity: &str, must_exist: bool) -> io::Result<()> 
 
 impl LogStore {
     /// Takes the log of an engine into use.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` when it is damaged; and when the disk fails.
     pub fn open(engine: &Engine, host: &Host, unsafe_no_sync: bool) -> io::Result<Self> {
         let log = Arc::clone(&engine.log);
         let id = |name| -> io::Result<Option<LogId>> {
@@ -183,12 +186,10 @@ impl LogStore {
         let purged = id(note::PURGED)?;
         let mut last = purged;
         if let Some(bounds) = log.bounds()? {
-            if let Some(purged) = purged
-                && *bounds.start() > purged.index().saturating_add(1)
-            {
+            if *bounds.start() > purged.map_or(0, |purged| purged.index().saturating_add(1)) {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    "the log does not reach back to what was purged; restore this node from its peers",
+                    "the log does not reach back to what was purged",
                 ));
             }
             let end = *bounds.end();
@@ -217,6 +218,27 @@ impl LogStore {
     /// The last entry, purged or not.
     pub fn last(&self) -> Option<LogId> {
         self.known().last
+    }
+
+    /// Refuses a log whose vote is of an earlier term than entries that this node has applied: a vote
+    /// is durable before anything of its term is accepted, so what followed it was lost after that.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` when it is so.
+    pub fn check_vote(&self, applied: Option<LogId>) -> io::Result<()> {
+        let known = self.known();
+        let voted = known.vote.map_or(0, |vote| proto::Vote::from(&vote).term);
+        let reached = known.last.max(applied);
+        let reached = reached.map_or(0, |id| proto::LogId::from(&id).term);
+        if voted >= reached {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "the last vote is of term {voted}, and entries of term {reached} were accepted"
+            ),
+        ))
     }
 
     /// How much was appended lately.

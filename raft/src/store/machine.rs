@@ -107,13 +107,16 @@ impl Memory {
 
     /// The last log entry that the rows hold, or that the snapshot on disk holds, if that is later.
     pub fn reach(&self) -> u64 {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let snapshot = current
-            .as_ref()
-            .and_then(|snapshot| snapshot.manifest().last);
+        let current = self.current();
+        let snapshot = current.and_then(|snapshot| snapshot.manifest().last);
         snapshot
             .map_or(0, |last| last.index)
             .max(self.progress.borrow().applied)
+    }
+
+    fn current(&self) -> Option<Arc<Snapshot>> {
+        let current = self.current.lock();
+        current.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn advance(&self, applied: LogId) {
@@ -158,6 +161,10 @@ fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
 
 impl Machine {
     /// Loads the state that the rows of an engine hold. Snapshots live below `snapshots`.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` when the rows are damaged, `Unsupported` when a newer muster wrote them;
+    /// and when the disk fails.
     pub fn open(engine: &Engine, snapshots: PathBuf, host: Host) -> io::Result<Self> {
         let rows = Arc::clone(&engine.rows);
         let applied = rows.note(note::APPLIED)?;
@@ -172,17 +179,22 @@ impl Machine {
                 .try_into()?,
             None => StoredMembership::default(),
         };
-        let state = load_state(&*rows).map_err(invalid)?;
+        let state = load_state(&*rows)?;
         if let Some(digest) = rows.note(note::DIGEST)?
             && digest != state.digest().0
         {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "the rows do not have the digest that was written with them; restore this node \
-                 from its peers",
+                "the rows do not have the digest that was written with them",
             ));
         }
-        let current = Snapshot::find(&snapshots)?.map(Arc::new);
+        let ahead = |snapshot: &Snapshot| snapshot.manifest().last.map(LogId::from) > applied;
+        let current = match Snapshot::find(&snapshots)? {
+            // It is going to be installed.
+            Some(snapshot) if ahead(&snapshot) => snapshot.sound(&*rows),
+            found => found,
+        };
+        let current = current.map(Arc::new);
         let progress = Progress {
             applied: applied.map_or(0, |id| id.index()),
             revision: state.revision(),
@@ -211,18 +223,27 @@ impl Machine {
         Arc::clone(&self.memory)
     }
 
-    /// Makes a snapshot if the log, which ends at `last`, does not reach as far as the rows. That
-    /// happens when power is lost after a quorum had entries on disk that this node had not: rows
-    /// reach the disk when they like. openraft then takes the log for purged through the rows'
-    /// position, and does not start unless a snapshot covers that.
+    /// The last applied entry.
+    pub fn applied(&self) -> Option<LogId> {
+        self.applied
+    }
+
+    /// Makes a snapshot if there must be one and is none: of what the log has given up, for peers that
+    /// lack it; and if the log, which ends at `last`, does not reach as far as the rows. That happens
+    /// when power is lost after a quorum had entries on disk that this node had not: rows reach the
+    /// disk when they like. openraft then takes the log for purged through the rows' position, and
+    /// does not start unless a snapshot covers that.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn cover(&self, last: Option<LogId>) -> io::Result<()> {
-        if self.applied <= last {
+    pub fn cover(&self, last: Option<LogId>, purged: u64) -> io::Result<()> {
+        if self.applied > last {
+            tracing::info!("the rows are ahead of the log; making a snapshot of them");
+        } else if purged > 0 && self.memory.current().is_none() {
+            tracing::warn!("there is no snapshot of what the log has given up; making one");
+        } else {
             return Ok(());
         }
-        tracing::info!("the rows are ahead of the log; making a snapshot of them");
         self.memory.build().map(drop)
     }
 
@@ -333,7 +354,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let install = move || -> io::Result<()> {
             let state = snapshot.take_state(&*memory.rows)?;
             memory.rows.replace(&snapshot.files_dir())?;
-            *memory.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+            // Large, and dropped after the lock is.
+            let old = std::mem::replace(
+                &mut *memory.state.write().unwrap_or_else(PoisonError::into_inner),
+                state,
+            );
+            drop(old);
             memory.marks.clear();
             snapshot.retire();
             memory.build().map(drop)
@@ -351,12 +377,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot>, io::Error> {
-        let current = self
-            .memory
-            .current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let current = self.memory.current();
+        if current.as_ref().is_some_and(|current| current.is_damaged()) {
+            tracing::error!("the snapshot on the disk is damaged; making another");
+            let builder = self.get_snapshot_builder().await;
+            return builder.build().await.map(Some);
+        }
         current
             .map(|snapshot| {
                 Ok(RaftSnapshot {
@@ -373,12 +399,18 @@ pub struct Builder {
     memory: Arc<Memory>,
 }
 
+impl Builder {
+    async fn build(&self) -> io::Result<RaftSnapshot> {
+        let memory = Arc::clone(&self.memory);
+        let (host, jobs) = (self.memory.host(), self.memory.jobs());
+        host.blocking(Some(jobs), move || memory.build()).await
+    }
+}
+
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = Arc<Snapshot>;
 
     async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
-        let memory = Arc::clone(&self.memory);
-        let (host, jobs) = (self.memory.host(), self.memory.jobs());
-        host.blocking(Some(jobs), move || memory.build()).await
+        self.build().await
     }
 }

@@ -1,5 +1,7 @@
 //! openraft's storage traits on [`muster_storage::engine`].
 
+mod check;
+mod end;
 mod inspect;
 mod log;
 mod machine;
@@ -9,6 +11,8 @@ mod sync;
 #[allow(clippy::expect_used)]
 mod tests;
 
+pub use check::{Damage, damages};
+pub use end::{check_end, forget_end, note_end};
 pub use inspect::Inspection;
 pub use log::{LogStore, Size, claim};
 pub use machine::{Machine, Memory, Progress};
@@ -31,4 +35,6 @@ pub mod note {
     pub const MEMBERSHIP: &str = "membership";
     /// Digest of the state as of that entry.
     pub const DIGEST: &str = "digest";
+    /// Beside the rows of a node that was stopped in good order: how its log ended.
+    pub const LOG_END: &str = "log_end";
 }

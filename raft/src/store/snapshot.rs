@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use muster_storage::State;
-use muster_storage::engine::{Rows, load_state};
+use muster_storage::engine::{Rows, digest_of, load_state};
+use muster_storage::state::Digest;
 use prost::Message;
 use uuid::Uuid;
 
@@ -20,6 +21,11 @@ const FORMAT: u32 = 1;
 /// Stored beside the directory of files, so that the directory holds nothing but the checkpoint.
 const MANIFEST: &str = "manifest";
 const FILES: &str = "files";
+/// What the names of finished snapshots begin with.
+const FINISHED: &str = "snapshot-";
+
+/// A snapshot's directory, with the index of the last log entry in it or what is wrong with it.
+pub type Checked = (PathBuf, io::Result<u64>);
 
 fn invalid(problem: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem)
@@ -34,10 +40,13 @@ pub struct Snapshot {
     state: Mutex<Option<State>>,
     /// Remove the files with the last handle.
     obsolete: AtomicBool,
+    /// A file is not what the manifest says.
+    damaged: AtomicBool,
 }
 
 impl Snapshot {
-    /// Makes a snapshot of `rows` as they are, in a new directory below `parent`.
+    /// Makes a snapshot of `rows` as they are, in a new directory below `parent`. They are read once
+    /// more: rows that rotted on the disk must not get to a peer.
     pub fn build(rows: &dyn Rows, parent: &Path) -> io::Result<Self> {
         let dir = parent.join(format!("build-{}", Uuid::new_v4()));
         fs::create_dir_all(&dir)?;
@@ -61,12 +70,15 @@ impl Snapshot {
             digest: copy.note(note::DIGEST)?.unwrap_or_default().into(),
             files: described,
         };
+        if !manifest.digest.is_empty() {
+            check_digest(digest_of(&*copy)?, &manifest)?;
+        }
         drop(copy);
         let name = manifest.last.map_or_else(
-            || "snapshot-empty".to_owned(),
+            || format!("{FINISHED}empty"),
             |last| {
                 format!(
-                    "snapshot-{}-{}-{}",
+                    "{FINISHED}{}-{}-{}",
                     last.index,
                     last.term,
                     Uuid::new_v4().simple()
@@ -76,40 +88,33 @@ impl Snapshot {
         let mut stored = File::create(dir.join(MANIFEST))?;
         stored.write_all(&manifest.encode_to_vec())?;
         stored.sync_all()?;
+        File::open(&dir)?.sync_all()?;
         let named = parent.join(name);
         fs::rename(&dir, &named)?;
         File::open(parent)?.sync_all()?;
-        Ok(Self::new(named, manifest, None))
+        Ok(Self::new(named, manifest))
     }
 
-    fn new(dir: PathBuf, manifest: proto::SnapshotManifest, state: Option<State>) -> Self {
+    fn new(dir: PathBuf, manifest: proto::SnapshotManifest) -> Self {
         Self {
             dir,
             manifest,
-            state: Mutex::new(state),
+            state: Mutex::new(None),
             obsolete: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
         }
     }
 
     /// The newest finished snapshot below `parent`; everything else there is removed.
     pub fn find(parent: &Path) -> io::Result<Option<Self>> {
-        let entries = match fs::read_dir(parent) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
         let mut newest: Option<Self> = None;
-        for entry in entries {
-            let dir = entry?.path();
-            let manifest = fs::read(dir.join(MANIFEST))
-                .ok()
-                .and_then(|bytes| proto::SnapshotManifest::decode(&*bytes).ok())
-                .filter(|manifest| manifest.format == FORMAT);
-            let Some(manifest) = manifest else {
-                fs::remove_dir_all(&dir)?;
+        for dir in list(parent)? {
+            let Some(manifest) = read_manifest(&dir) else {
+                tracing::info!(dir = %dir.display(), "removing an unfinished snapshot");
+                remove(&dir)?;
                 continue;
             };
-            let found = Self::new(dir, manifest, None);
+            let found = Self::new(dir, manifest);
             found.retire();
             let index = |snapshot: &Self| snapshot.manifest.last.map(|last| last.index);
             if newest
@@ -123,6 +128,64 @@ impl Snapshot {
             newest.obsolete.store(false, Ordering::Release);
         }
         Ok(newest)
+    }
+
+    /// The snapshots below `parent`, each with what it holds or what is wrong with it; everything is
+    /// read, and nothing removed.
+    pub fn check(parent: &Path, rows: &dyn Rows) -> io::Result<Vec<Checked>> {
+        let finished = |dir: &PathBuf| {
+            let name = dir.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with(FINISHED))
+        };
+        let dirs = list(parent)?.into_iter().filter(finished);
+        Ok(dirs
+            .map(|dir| {
+                let last = decode_manifest(&dir)
+                    .ok_or_else(|| invalid("its manifest cannot be read"))
+                    .and_then(|manifest| {
+                        let snapshot = Self::new(dir.clone(), manifest);
+                        snapshot.verify(rows)?;
+                        Ok(snapshot.manifest.last.map_or(0, |last| last.index))
+                    });
+                (dir, last)
+            })
+            .collect())
+    }
+
+    fn verify(&self, rows: &dyn Rows) -> io::Result<()> {
+        if describe(&self.files_dir())? != self.manifest.files {
+            return Err(invalid("its files are not those of its manifest"));
+        }
+        let copy = rows.open_checkpoint(&self.files_dir())?;
+        check_digest(digest_of(&*copy)?, &self.manifest)
+    }
+
+    /// This snapshot, ready to be installed. One that cannot be goes: it is of no use to anybody.
+    pub fn sound(self, rows: &dyn Rows) -> Option<Self> {
+        match self.prepare(rows) {
+            Ok(()) => Some(self),
+            Err(error) => {
+                tracing::error!(%error, "the snapshot on the disk is damaged and is removed");
+                self.retire();
+                None
+            }
+        }
+    }
+
+    fn prepare(&self, rows: &dyn Rows) -> io::Result<()> {
+        let state = self.load(rows)?;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+        Ok(())
+    }
+
+    /// Notes that a file is not what the manifest says.
+    pub fn doubt(&self) {
+        self.damaged.store(true, Ordering::Release);
+    }
+
+    /// Whether a file was found not to be what the manifest says.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
     }
 
     /// Its files go with the last handle to it.
@@ -153,12 +216,12 @@ impl Snapshot {
         self.dir.join(FILES)
     }
 
-    /// Paths of the files in the order of the manifest.
-    pub fn files(&self) -> impl Iterator<Item = PathBuf> + '_ {
-        self.manifest
-            .files
-            .iter()
-            .map(|file| self.dir.join(FILES).join(&file.name))
+    /// The files with their paths, in the order of the manifest.
+    pub fn files(&self) -> impl Iterator<Item = (proto::SnapshotFile, PathBuf)> + '_ {
+        self.manifest.files.iter().map(|file| {
+            let path = self.dir.join(FILES).join(&file.name);
+            (file.clone(), path)
+        })
     }
 
     /// The verified state, once; loaded anew when it was not kept.
@@ -176,16 +239,54 @@ impl Snapshot {
 
     fn load(&self, rows: &dyn Rows) -> io::Result<State> {
         let copy = rows.open_checkpoint(&self.files_dir())?;
-        let state = load_state(&*copy).map_err(invalid)?;
-        if state.digest().0[..] != self.manifest.digest[..] {
-            return Err(invalid(format!(
-                "the snapshot's rows have digest {}, its manifest says {}",
-                state.digest(),
-                hex::encode(&self.manifest.digest)
-            )));
-        }
+        let state = load_state(&*copy)?;
+        check_digest(state.digest(), &self.manifest)?;
         Ok(state)
     }
+}
+
+/// Whether rows are those that a manifest was written for.
+fn check_digest(found: Digest, manifest: &proto::SnapshotManifest) -> io::Result<()> {
+    match found.0[..] == manifest.digest[..] {
+        true => Ok(()),
+        false => Err(invalid(format!(
+            "the snapshot's rows have digest {found}, its manifest says {}",
+            hex::encode(&manifest.digest)
+        ))),
+    }
+}
+
+/// What is in a directory; nothing when there is none.
+fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect(),
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match path.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    }
+}
+
+fn decode_manifest(dir: &Path) -> Option<proto::SnapshotManifest> {
+    let bytes = fs::read(dir.join(MANIFEST)).ok()?;
+    let manifest = proto::SnapshotManifest::decode(&*bytes).ok()?;
+    (manifest.format == FORMAT).then_some(manifest)
+}
+
+/// The manifest of a finished snapshot whose files are all there, and no others.
+fn read_manifest(dir: &Path) -> Option<proto::SnapshotManifest> {
+    let manifest = decode_manifest(dir)?;
+    let files = dir.join(FILES);
+    let present = fs::read_dir(&files).ok()?.count();
+    let whole = manifest.files.iter().all(|file| {
+        let size = fs::metadata(files.join(&file.name)).map(|metadata| metadata.len());
+        size.is_ok_and(|size| size == file.size)
+    });
+    (whole && present == manifest.files.len()).then_some(manifest)
 }
 
 impl Drop for Snapshot {
@@ -259,7 +360,7 @@ impl Receiver {
         }
         let dir = parent.join(format!("receive-{}", Uuid::new_v4()));
         fs::create_dir_all(dir.join(FILES))?;
-        let snapshot = Snapshot::new(dir, manifest, None);
+        let snapshot = Snapshot::new(dir, manifest);
         snapshot.retire();
         Ok(Self {
             snapshot,
@@ -334,12 +435,11 @@ impl Receiver {
                 return Err(invalid("the snapshot ended early"));
             }
         }
-        let state = self.snapshot.load(rows)?;
-        *self
-            .snapshot
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(state);
+        self.snapshot.prepare(rows)?;
         Ok(self.snapshot)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

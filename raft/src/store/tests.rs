@@ -73,7 +73,7 @@ async fn rows_that_outlived_the_end_of_the_log_are_covered_by_a_snapshot() {
     };
     applied(7);
     let (_, machine) = build(&engine, &dir).expect("stores");
-    machine.cover(None).expect("a first snapshot");
+    machine.cover(None, 0).expect("a first snapshot");
     applied(9);
     let (log, mut machine) = build(&engine, &dir).expect("stores");
     let last = async |machine: &mut Machine| {
@@ -81,6 +81,6 @@ async fn rows_that_outlived_the_end_of_the_log_are_covered_by_a_snapshot() {
         snapshot.and_then(|snapshot| snapshot.meta.last_log_id.map(|id| id.index()))
     };
     assert_eq!(last(&mut machine).await, Some(7));
-    machine.cover(log.last()).expect("a snapshot");
+    machine.cover(log.last(), 0).expect("a snapshot");
     assert_eq!(last(&mut machine).await, Some(9));
 }

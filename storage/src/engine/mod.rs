@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::schema::Corrupt;
-use crate::state::{RowWrite, State};
+use crate::state::{Digest, RowWrite, State};
 
 pub use memory::{MemoryLog, MemoryRows};
 pub use rocks::{RocksLog, RocksRows};
@@ -124,6 +124,12 @@ pub trait Rows: Send + Sync + 'static {
     /// When the disk fails; the store is then unusable.
     fn replace(&self, dir: &Path) -> io::Result<()>;
 
+    /// Puts rows that cannot be read aside, where nothing uses them, and begins empty.
+    ///
+    /// # Errors
+    /// When the disk fails; the store is then unusable.
+    fn set_aside(&self) -> io::Result<()>;
+
     /// Lets go of the disk; whatever is asked afterwards fails.
     fn close(&self);
 }
@@ -175,12 +181,31 @@ impl Engine {
     }
 }
 
+/// Rows read at a time.
+const PAGE: usize = 4096;
+
+/// The digest over stored rows, none of which is kept.
+///
+/// # Errors
+/// When the disk fails or a block is damaged.
+pub fn digest_of(rows: &dyn Rows) -> io::Result<Digest> {
+    let (mut digest, mut after) = (Digest::default(), None::<Vec<u8>>);
+    loop {
+        let page = rows.page(after.as_deref(), PAGE)?;
+        let pairs = page.iter().map(|(key, value)| (&key[..], &value[..]));
+        digest = digest.plus(Digest::of(pairs));
+        match page.into_iter().next_back() {
+            Some((last, _)) => after = Some(last),
+            None => return Ok(digest),
+        }
+    }
+}
+
 /// Rebuilds state from stored rows.
 ///
 /// # Errors
 /// When the disk fails, or a row is damaged or of a newer schema.
 pub fn load_state(rows: &dyn Rows) -> Result<State, LoadError> {
-    const PAGE: usize = 4096;
     let mut failure = None;
     let mut after: Option<Vec<u8>> = None;
     let mut page = Vec::new().into_iter();
@@ -217,4 +242,17 @@ pub enum LoadError {
     /// A row cannot be understood.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+}
+
+impl From<LoadError> for io::Error {
+    /// What a newer muster wrote is not damaged, and is unsupported here.
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Disk(error) => error,
+            LoadError::Corrupt(error @ Corrupt::Newer { .. }) => {
+                Self::new(io::ErrorKind::Unsupported, error)
+            }
+            LoadError::Corrupt(error) => Self::new(io::ErrorKind::InvalidData, error),
+        }
+    }
 }

@@ -31,6 +31,10 @@ const FRAME: u8 = 1;
 fn failed(error: rocksdb::Error) -> io::Error {
     let kind = match error.kind() {
         rocksdb::ErrorKind::Corruption => io::ErrorKind::InvalidData,
+        // A file that a store names and has not: RocksDB tells it from others by its text alone.
+        rocksdb::ErrorKind::IOError if error.as_ref().contains("No such file") => {
+            io::ErrorKind::InvalidData
+        }
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, error)
@@ -106,24 +110,32 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// A database that can be closed while handles to its store remain.
-struct Closable(RwLock<Option<DB>>);
+/// A database, or why there is none, that can be closed while handles to its store remain.
+struct Closable(RwLock<io::Result<DB>>);
+
+fn closed() -> io::Error {
+    io::Error::other("the store is closed")
+}
 
 impl Closable {
-    fn with<T>(&self, f: impl FnOnce(&DB) -> io::Result<T>) -> io::Result<T> {
-        let guard = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let db = guard
-            .as_ref()
-            .ok_or_else(|| io::Error::other("the store is closed"))?;
-        f(db)
+    fn new(db: io::Result<DB>) -> Self {
+        Self(RwLock::new(db))
     }
 
-    fn lock(&self) -> RwLockWriteGuard<'_, Option<DB>> {
+    fn with<T>(&self, f: impl FnOnce(&DB) -> io::Result<T>) -> io::Result<T> {
+        let guard = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        match &*guard {
+            Ok(db) => f(db),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        }
+    }
+
+    fn lock(&self) -> RwLockWriteGuard<'_, io::Result<DB>> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn close(&self) {
-        *self.lock() = None;
+        *self.lock() = Err(closed());
     }
 }
 
@@ -170,7 +182,7 @@ impl RocksLog {
         };
         check_contiguous(&db, first)?;
         Ok(Self {
-            db: Closable(RwLock::new(Some(db))),
+            db: Closable::new(Ok(db)),
             first: AtomicU64::new(first),
         })
     }
@@ -297,17 +309,22 @@ pub struct RocksRows {
 }
 
 impl RocksRows {
-    /// Opens or creates the rows in `path`; finishes a replacement that a crash interrupted.
+    /// Opens or creates the rows in `path`; finishes a replacement that a crash interrupted. Rows
+    /// that are damaged open as well: they answer every call with what is wrong, until they are
+    /// replaced or set aside.
     ///
     /// # Errors
     /// When the disk fails, or another process holds them.
     pub fn open(path: &Path) -> io::Result<Self> {
         let rows = Self {
             path: path.to_owned(),
-            db: Closable(RwLock::new(None)),
+            db: Closable::new(Err(closed())),
         };
         rows.finish_replacement()?;
-        *rows.db.lock() = Some(Self::open_db(path)?);
+        *rows.db.lock() = match Self::open_db(path) {
+            Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
+            opened => opened,
+        };
         Ok(rows)
     }
 
@@ -400,7 +417,7 @@ impl Rows for RocksRows {
         let db = DB::open_for_read_only(&Options::default(), dir, false).map_err(failed)?;
         Ok(Box::new(Self {
             path: dir.to_owned(),
-            db: Closable(RwLock::new(Some(db))),
+            db: Closable::new(Ok(db)),
         }))
     }
 
@@ -411,13 +428,28 @@ impl Rows for RocksRows {
             File::open(file?.path())?.sync_all()?;
         }
         sync_dir(dir)?;
-        *guard = None;
+        *guard = Err(closed());
         fs::rename(dir, self.beside(".new"))?;
         if let Some(parent) = self.path.parent() {
             sync_dir(parent)?;
         }
         self.finish_replacement()?;
-        *guard = Some(Self::open_db(&self.path)?);
+        *guard = Ok(Self::open_db(&self.path)?);
+        Ok(())
+    }
+
+    fn set_aside(&self) -> io::Result<()> {
+        let mut guard = self.db.lock();
+        *guard = Err(closed());
+        let aside = self.beside(".damaged");
+        if aside.exists() {
+            fs::remove_dir_all(&aside)?;
+        }
+        fs::rename(&self.path, &aside)?;
+        if let Some(parent) = self.path.parent() {
+            sync_dir(parent)?;
+        }
+        *guard = Ok(Self::open_db(&self.path)?);
         Ok(())
     }
 

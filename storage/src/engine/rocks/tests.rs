@@ -97,15 +97,65 @@ fn refuses_a_log_with_a_hole_or_damage() {
 }
 
 #[test]
-fn finishes_an_interrupted_replacement() {
+fn a_replacement_that_is_interrupted_at_any_step_leaves_old_rows_or_new_ones() {
+    /// What happens on the disk, in order; below a directory.
+    const STEPS: [fn(&Path); 6] = [
+        |dir| fs::rename(dir.join("copy"), dir.join("state.new")).unwrap(),
+        // What an earlier replacement may have left.
+        |dir| fs::remove_dir_all(dir.join("state.old")).unwrap(),
+        |dir| fs::rename(dir.join("state"), dir.join("state.old")).unwrap(),
+        |dir| fs::rename(dir.join("state.new"), dir.join("state")).unwrap(),
+        |dir| fs::remove_file(dir.join("state.old/CURRENT")).unwrap(),
+        |dir| fs::remove_dir_all(dir.join("state.old")).unwrap(),
+    ];
+    for done in 0..=STEPS.len() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let path = dir.join("state");
+        fs::create_dir(dir.join("state.old")).unwrap();
+        fs::write(dir.join("state.old/left"), "behind").unwrap();
+        {
+            let rows = RocksRows {
+                path: path.clone(),
+                db: Closable::new(RocksRows::open_db(&path)),
+            };
+            rows.write(&[put(&[1], b"new")], &[]).unwrap();
+            rows.checkpoint(&dir.join("copy")).unwrap();
+            rows.write(&[put(&[1], b"old")], &[]).unwrap();
+        }
+        for step in &STEPS[..done] {
+            step(dir);
+        }
+        let expected: &[u8] = if done == 0 { b"old" } else { b"new" };
+        for _ in 0..2 {
+            let rows = RocksRows::open(&path).unwrap();
+            let found = rows.page(None, 9).unwrap();
+            assert_eq!(found, [(vec![1], expected.to_vec())], "after {done} steps");
+            assert!(!dir.join("state.new").exists() && !dir.join("state.old").exists());
+        }
+    }
+}
+
+#[test]
+fn damaged_rows_say_so_and_can_be_set_aside() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state");
     {
         let rows = RocksRows::open(&path).unwrap();
-        rows.write(&[put(&[1], b"new")], &[]).unwrap();
-        rows.checkpoint(&dir.path().join("state.new")).unwrap();
-        rows.write(&[put(&[1], b"old")], &[]).unwrap();
+        rows.write(&[put(&[1], b"a")], &[]).unwrap();
     }
+    fs::write(path.join("CURRENT"), "MANIFEST-999999\n").unwrap();
     let rows = RocksRows::open(&path).unwrap();
-    assert_eq!(rows.page(None, 9).unwrap(), [(vec![1], b"new".to_vec())]);
+    for error in [
+        rows.page(None, 9).unwrap_err(),
+        rows.note("applied").unwrap_err(),
+        rows.write(&[put(&[1], b"b")], &[]).unwrap_err(),
+        rows.sync().unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    }
+    rows.set_aside().unwrap();
+    assert_eq!(rows.page(None, 9).unwrap(), []);
+    rows.write(&[put(&[1], b"c")], &[]).unwrap();
+    assert!(dir.path().join("state.damaged/CURRENT").exists());
 }
