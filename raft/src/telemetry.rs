@@ -34,6 +34,10 @@ pub fn describe_metrics() {
         "By how much this node's wall clock is ahead of the cluster's time"
     );
     describe_gauge!(
+        "muster_raft_fault",
+        "1 on a node that has stopped taking part until it is restarted, after a fault of its disk for example"
+    );
+    describe_gauge!(
         "muster_raft_diverged",
         "1 on a node that took itself out of service because its state differs from the others'"
     );

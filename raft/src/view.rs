@@ -21,6 +21,9 @@ const STOPPED: &str = "it is shutting down";
 /// The fault of a node whose Raft ended by itself.
 const ENDED: &str = "Raft ended without a reason; its panic is in the log. Restart the node";
 
+/// What to do about a node that cannot read or write what it stores.
+const MEND: &str = "see to the disk of its data directory, then restart the node";
+
 /// A node's own view of Raft.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
@@ -78,6 +81,11 @@ impl View {
         self.leading && (alone || answered)
     }
 
+    /// Whether this node has stopped taking part by itself.
+    fn failed(&self) -> bool {
+        self.fault.as_deref().is_some_and(|fault| fault != STOPPED)
+    }
+
     fn read(raft: &Raft) -> Self {
         let metrics = raft.metrics().borrow_watched().clone();
         let leading = metrics.state == ServerState::Leader && metrics.running_state.is_ok();
@@ -103,7 +111,8 @@ impl View {
                 .collect(),
             fault: metrics.running_state.err().map(|fatal| match fatal {
                 Fatal::Stopped => STOPPED.to_owned(),
-                fatal => fatal.to_string(),
+                Fatal::StorageError(error) => format!("{error}; {MEND}"),
+                fatal @ Fatal::Panicked => fatal.to_string(),
             }),
         }
     }
@@ -122,6 +131,7 @@ fn measure(before: &View, now: &View) {
     metrics::gauge!("muster_raft_log_last_index").set(now.last_log as f64);
     metrics::gauge!("muster_raft_committed_index").set(now.committed as f64);
     metrics::gauge!("muster_raft_voters").set(now.all_voters().len() as f64);
+    metrics::gauge!("muster_raft_fault").set(f64::from(u8::from(now.failed())));
 }
 
 /// Keeps the view up to date.
@@ -129,9 +139,8 @@ pub async fn follow(raft: Raft, sender: watch::Sender<View>) {
     let mut changes = raft.metrics();
     loop {
         let view = View::read(&raft);
-        match view.fault.as_deref() {
-            Some(STOPPED) | None => {}
-            Some(fault) => tracing::error!(fault, "this node has stopped taking part"),
+        if view.failed() {
+            tracing::error!(fault = view.fault, "this node has stopped taking part");
         }
         measure(&sender.borrow(), &view);
         let stopped = view.fault.is_some();
@@ -147,8 +156,12 @@ pub async fn follow(raft: Raft, sender: watch::Sender<View>) {
             // Raft's own task is gone, and did not say why: it panicked.
             let last = View::read(&raft).fault;
             let fault = last.unwrap_or_else(|| ENDED.to_owned());
-            tracing::error!(fault, "this node has stopped taking part");
             sender.send_modify(|view| view.fault = Some(fault));
+            let view = sender.borrow();
+            if view.failed() {
+                tracing::error!(fault = view.fault, "this node has stopped taking part");
+            }
+            measure(&view, &view);
             return;
         }
     }
