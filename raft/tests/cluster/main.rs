@@ -12,5 +12,6 @@ mod drain;
 mod membership;
 mod recover;
 mod replication;
+mod reseed;
 mod solo;
 mod stopping;

@@ -121,7 +121,7 @@ async fn a_log_of_large_entries_is_cut() {
 }
 
 /// Writes without pause until told to stop; returns the names that were acknowledged.
-async fn keep_writing(
+pub async fn keep_writing(
     node: Cluster,
     prefix: String,
     stop: tokio_util::sync::CancellationToken,
