@@ -1,17 +1,24 @@
-//! Disks that lose power: a data directory on a file system of its own, whose image at any moment
-//! holds what was synced and little else.
+//! Disks that lose power or fail: a data directory on a file system of its own, whose image at any
+//! moment holds what was synced and little else.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::libc;
 use nix::mount::{MntFlags, umount2};
 
 use crate::lab::{Lab, run};
 
 /// Room for a node of a test; the file is sparse.
 const SIZE: u64 = 1 << 30;
+
+/// `EXT4_IOC_SHUTDOWN` of Linux, and its flag that nothing more gets to the disk.
+const SHUTDOWN: libc::Ioctl = 0x8004_587d;
+const NO_LOG_FLUSH: u32 = 2;
 
 /// A file system in a file, mounted on a directory.
 #[derive(Debug)]
@@ -23,9 +30,14 @@ pub struct Disk {
 impl Disk {
     /// Makes a disk and mounts it where a node of this name keeps its data.
     pub fn for_node(lab: &Lab, name: &str) -> Result<Self> {
+        Self::of_size(lab, name, SIZE)
+    }
+
+    /// As [`Disk::for_node`], with so many octets in all.
+    pub fn of_size(lab: &Lab, name: &str, size: u64) -> Result<Self> {
         let image = lab.dir().join(format!("{name}.img"));
         let file = File::create(&image).context("making an image")?;
-        file.set_len(SIZE).context("making room in an image")?;
+        file.set_len(size).context("making room in an image")?;
         run(Command::new("mkfs.ext4")
             .args(["-q", "-E", "nodiscard"])
             .arg(&image))?;
@@ -36,10 +48,48 @@ impl Disk {
     fn mount(image: PathBuf, at: PathBuf) -> Result<Self> {
         fs::create_dir_all(&at).with_context(|| format!("making {}", at.display()))?;
         run(Command::new("mount")
-            .args(["-o", "loop,commit=600,noatime"])
+            .args(["-o", "loop,commit=600,noatime,errors=remount-ro"])
             .arg(&image)
             .arg(&at))?;
         Ok(Self { image, at })
+    }
+
+    /// From now on reads, writes and syncs fail with EIO.
+    pub fn fail(&self) -> Result<()> {
+        let dir = File::open(&self.at).context("opening the disk")?;
+        // SAFETY: the call reads one u32, which lives until it returns.
+        let done = unsafe { libc::ioctl(dir.as_raw_fd(), SHUTDOWN, &NO_LOG_FLUSH) };
+        Errno::result(done).context("shutting the disk down")?;
+        Ok(())
+    }
+
+    /// The file system finds an error in itself and becomes read-only, as a broken disk makes it.
+    pub fn become_read_only(&self) -> Result<()> {
+        let mounts = fs::read_to_string("/proc/self/mounts").context("reading the mounts")?;
+        let mount = mounts.lines().map(|line| line.split(' '));
+        let device = mount
+            .filter_map(|mut fields| Some((fields.next()?, fields.next()?)))
+            .find(|(_, at)| Path::new(at) == self.at)
+            .and_then(|(device, _)| Path::new(device).file_name())
+            .context("the disk is not mounted")?;
+        let trigger = Path::new("/sys/fs/ext4").join(device);
+        fs::write(trigger.join("trigger_fs_error"), "1").context("making an error")?;
+        let written = fs::write(self.at.join("written"), "");
+        ensure!(written.is_err(), "the disk can be written to still");
+        Ok(())
+    }
+
+    /// Stops every write and sync until the answer is dropped: a disk that is as slow as can be.
+    pub fn hang(&self) -> Result<Hanging> {
+        run(Command::new("fsfreeze").arg("--freeze").arg(&self.at))?;
+        Ok(Hanging(self.at.clone()))
+    }
+
+    /// Mounts a disk that failed anew, as a mended one. Nothing may use it meanwhile.
+    pub fn mend(self) -> Result<Self> {
+        let (image, at) = (self.image.clone(), self.at.clone());
+        drop(self);
+        Self::mount(image, at)
     }
 
     /// Writes out all that was written so far, as minutes without a power cut would.
@@ -74,6 +124,18 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Detached at once, whoever still looks at it.
         let _ = umount2(&self.at, MntFlags::MNT_DETACH);
+    }
+}
+
+/// A disk on which nothing is written for now.
+#[derive(Debug)]
+pub struct Hanging(PathBuf);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("fsfreeze").arg("--unfreeze").arg(&self.0)) {
+            eprintln!("cannot thaw {}: {error:#}", self.0.display());
+        }
     }
 }
 

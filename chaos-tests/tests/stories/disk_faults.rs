@@ -1,0 +1,153 @@
+//! The leader's disk becomes read-only or fails: it stops taking part and says why, the
+//! others go on and show it, and once the disk is mended it has all that it missed. A follower's disk
+//! that hangs holds up nobody else.
+
+use std::fs::{self, File};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use muster_chaos::cluster::Cluster;
+use muster_chaos::disk::Disk;
+use muster_chaos::lab::{Lab, wait_until};
+use muster_chaos::load::Load;
+use muster_chaos::{content, invariant};
+use serde_json::Value;
+
+use crate::{PATIENCE, tell};
+
+const SIZE: u64 = 192 << 20;
+/// The node whose disk fails.
+const VICTIM: usize = 2;
+/// Acknowledged before the fault, and once more after it.
+const LEASES: usize = 100;
+const OBJECTS: usize = 2;
+
+#[test]
+fn a_disk_that_becomes_read_only() -> Result<()> {
+    story(Disk::become_read_only)
+}
+
+#[test]
+fn a_disk_that_fails() -> Result<()> {
+    story(Disk::fail)
+}
+
+#[test]
+fn a_follower_whose_disk_hangs() -> Result<()> {
+    let lab = Lab::new()?;
+    let disk = Disk::of_size(&lab, "n3", SIZE)?;
+    let cluster = Cluster::found_in(lab, 3)?;
+    tell(&cluster, || {
+        cluster.apply(content::WIDE_SUBNET)?;
+        cluster.transfer(0)?;
+        let load = Load::default();
+        let acknowledged = std::thread::scope(|scope| {
+            let running = scope.spawn(|| load.run(&cluster, 0));
+            let gone_on = load.wait(LEASES, OBJECTS, PATIENCE).and_then(|()| {
+                let _hanging = disk.hang()?;
+                load.wait(3 * LEASES, 3 * OBJECTS, PATIENCE)?;
+                ensure!(
+                    cluster.node(0).status()?.leader_name() == Some("n1"),
+                    "another leads"
+                );
+                Ok(())
+            });
+            load.stop();
+            let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))?;
+            gone_on.and(acknowledged)
+        })?;
+        cluster.wait_settled(PATIENCE)?;
+        acknowledged.find_everywhere(&cluster)?;
+        invariant::same_everywhere(&cluster)?;
+        println!("{acknowledged}, all found");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_log_that_was_cut_while_the_node_was_stopped() -> Result<()> {
+    let cluster = Cluster::found(1)?;
+    tell(&cluster, || {
+        cluster.apply(content::WIDE_SUBNET)?;
+        let node = cluster.node(0);
+        node.stop(PATIENCE)?;
+        let check = || node.cli(&["node", "check"]);
+        check()?.ok()?;
+        let log = node.data_dir().join("log");
+        for entry in fs::read_dir(&log)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                let file = File::options().write(true).open(&path)?;
+                file.set_len(file.metadata()?.len() / 2)?;
+            }
+        }
+        let checked = check()?;
+        ensure!(checked.code == 1, "the check ends with {}", checked.code);
+        ensure!(
+            checked.stderr.contains("join anew"),
+            "the check says: {}",
+            checked.stderr
+        );
+        node.start()?;
+        let code = node.wait_end(PATIENCE)?;
+        ensure!(code == Some(1), "the node ends with {code:?}");
+        ensure!(node.log().contains("join anew"), "{}", node.log());
+        Ok(())
+    })
+}
+
+/// `strike` happens to the leader's disk under load.
+fn story(strike: impl Fn(&Disk) -> Result<()> + Sync) -> Result<()> {
+    let lab = Lab::new()?;
+    let disk = Disk::of_size(&lab, "n3", SIZE)?;
+    let cluster = Cluster::found_in(lab, 3)?;
+    tell(&cluster, || {
+        let victim = cluster.node(VICTIM);
+        cluster.apply(content::WIDE_SUBNET)?;
+        cluster.transfer(VICTIM)?;
+
+        let load = Load::default();
+        let acknowledged = std::thread::scope(|scope| {
+            let running = scope.spawn(|| load.run(&cluster, 0));
+            let struck = load
+                .wait(LEASES, OBJECTS, PATIENCE)
+                .and_then(|()| strike(&disk))
+                .and_then(|()| wait_shown(&cluster))
+                .and_then(|()| load.wait(2 * LEASES, 2 * OBJECTS, PATIENCE));
+            load.stop();
+            let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))?;
+            struck.and(acknowledged)
+        })?;
+        ensure!(victim.is_running(), "the node ended");
+        ensure!(victim.metric("muster_raft_fault")? > 0.0, "no alarm");
+        victim.kill()?;
+        acknowledged.find_everywhere(&cluster)?;
+
+        let _disk = disk.mend()?;
+        victim.start()?;
+        cluster.wait_settled(PATIENCE)?;
+        acknowledged.find_everywhere(&cluster)?;
+        invariant::same_everywhere(&cluster)?;
+        println!("{acknowledged}, all found");
+        Ok(())
+    })
+}
+
+/// Waits until the others show the victim's fault, with what to do.
+fn wait_shown(cluster: &Cluster) -> Result<()> {
+    let name = cluster.node(VICTIM).name();
+    wait_until("the fault to be shown", PATIENCE, || {
+        for node in cluster.nodes().iter().filter(|node| node.name() != name) {
+            let status = node.status()?;
+            let shown = status.nodes.iter().find(|member| member.name == name);
+            let shown = shown.context("it is no member")?;
+            let fault = shown.rest.get("fault").and_then(Value::as_str);
+            let fault = fault.context("no fault is shown")?;
+            ensure!(!shown.live, "it is held for live");
+            ensure!(
+                fault.contains("see to the disk"),
+                "the fault is told as: {fault}"
+            );
+        }
+        Ok(Some(()))
+    })
+}
