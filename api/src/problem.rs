@@ -260,7 +260,7 @@ impl From<muster_raft::Error> for Problem {
         use muster_raft::Error;
         let detail = error.to_string();
         match error {
-            Error::NoLeader | Error::Overloaded | Error::Stopped(_) => {
+            Error::NoLeader | Error::Overloaded | Error::Stopped(_) | Error::NotYet(_) => {
                 Self::new("unavailable", detail)
             }
             Error::Timeout => Self::new("timeout", detail),

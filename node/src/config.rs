@@ -332,6 +332,15 @@ pub enum ClusterCommand {
         /// Name or id.
         node: String,
     },
+    /// Put a node that has joined in the place of one that does not answer any more.
+    ///
+    /// Waits until the new one votes, then removes the dead one for good. Can be given again at any time.
+    Replace {
+        /// Name or id.
+        dead: String,
+        /// Name or id.
+        new: String,
+    },
     /// Hand leadership to a node, or to any other.
     Transfer {
         /// Name or id.

@@ -13,6 +13,7 @@ pub fn encode(result: Result<(), Error>) -> (i32, String) {
         Error::Timeout => Cause::Timeout,
         Error::NoLeader => Cause::NoLeader,
         Error::Overloaded => Cause::Overloaded,
+        Error::NotYet(_) => Cause::NotYet,
         _ => Cause::Refused,
     };
     (cause.into(), error.to_string())
@@ -27,6 +28,7 @@ pub fn decode(cause: i32, problem: String) -> Result<(), Error> {
         Ok(Cause::Timeout) => Error::Timeout,
         Ok(Cause::NoLeader) => Error::NoLeader,
         Ok(Cause::Overloaded) => Error::Overloaded,
+        Ok(Cause::NotYet) => Error::NotYet(problem),
         Ok(Cause::Refused) | Err(_) => Error::Refused(problem),
     })
 }
@@ -45,6 +47,8 @@ mod tests {
         assert!(matches!(arrives_as(Error::Timeout), Error::Timeout));
         assert!(matches!(arrives_as(Error::NoLeader), Error::NoLeader));
         assert!(matches!(arrives_as(Error::Overloaded), Error::Overloaded));
+        let not_yet = arrives_as(Error::NotYet("later".into()));
+        assert!(matches!(not_yet, Error::NotYet(why) if why == "later"));
         let refused = arrives_as(Error::Refused("no".into()));
         assert!(matches!(refused, Error::Refused(why) if why == "no"));
         let stopped = arrives_as(Error::Stopped("a failed disk".into()));

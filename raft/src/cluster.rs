@@ -22,7 +22,7 @@ use crate::inner::Inner;
 use crate::options::Options;
 use crate::status::{self, Peer, Status};
 use crate::tls::{self, Token};
-use crate::wire::proto::manage_request::Order;
+use crate::wire::proto::{self, manage_request::Order};
 use crate::{Error, artifacts, backup, clock, desk, drain, manage, pulse, reads};
 
 /// A node's membership in its cluster: read, propose, follow, and know the others.
@@ -229,6 +229,27 @@ impl Cluster {
     pub async fn remove(&self, node: &str) -> Result<(), Error> {
         let id = self.find(node)?;
         manage::order(&self.inner, Order::Remove(id.0)).await
+    }
+
+    /// Puts a node that has joined in the place of one that does not answer any more: waits until
+    /// the new one votes, then removes the dead one for good. Nodes are given by name or number. The
+    /// same order again goes on from where the last one ended, and does nothing when all is done.
+    ///
+    /// # Errors
+    /// [`Error::NotYet`] while the new node is catching up; nothing was removed then. Refused when
+    /// there is no such dead node, when it answers, when the new one has not joined or is not live,
+    /// or when the rest would have no majority.
+    pub async fn replace(&self, dead: &str, new: &str) -> Result<(), Error> {
+        reads::barrier(&self.inner).await?;
+        let new = self.find(new).map_err(|_| manage::not_joined(new))?;
+        let dead = match self.find(dead) {
+            Ok(dead) => dead,
+            Err(unknown) => self
+                .read(|state| manage::removed(state, dead))
+                .ok_or(unknown)?,
+        };
+        let (dead, new) = (dead.0, new.0);
+        manage::order(&self.inner, Order::Replace(proto::Replace { dead, new })).await
     }
 
     /// Hands leadership to a node, or to whichever is furthest.

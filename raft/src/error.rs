@@ -67,6 +67,9 @@ pub enum Error {
     /// The order would harm the cluster, or makes no sense now.
     #[error("{0}")]
     Refused(String),
+    /// What was ordered needs something that takes time; the same order again goes on from there.
+    #[error("{0}")]
+    NotYet(String),
     /// No peer has the artifact.
     #[error("no live node has the artifact {0}")]
     NoSuchArtifact(String),

@@ -20,6 +20,11 @@ use crate::view::View;
 use crate::wire::proto;
 use crate::{Error, answer};
 
+mod lost;
+mod replace;
+
+pub use replace::{not_joined, removed};
+
 /// Entries by which a learner may be behind to become a voter.
 const CAUGHT_UP: u64 = 256;
 /// Between two looks at the membership.
@@ -95,8 +100,22 @@ fn members(inner: &Inner) -> BTreeMap<u64, Address> {
     })
 }
 
+/// Waits until this node, as leader, has applied everything that was committed before the call. What
+/// a fresh leader has applied may be older than what is committed: a node that has just joined would
+/// look like one that left.
+async fn confirm(inner: &Inner) -> bool {
+    let confirmed = async {
+        match inner.own_read_index().await {
+            Some(index) => inner.wait_applied(index).await,
+            None => false,
+        }
+    };
+    tokio::time::timeout(DEADLINE, confirmed).await == Ok(true)
+}
+
 /// Makes Raft's membership follow the state, while this node leads.
 pub async fn run(inner: Arc<Inner>) {
+    let mut silent = lost::Silent::default();
     loop {
         tokio::select! {
             () = inner.tend.notified() => {}
@@ -104,8 +123,10 @@ pub async fn run(inner: Arc<Inner>) {
         }
         let view = inner.view.borrow().clone();
         if !view.leads_quorum(inner.id.0) {
+            silent = lost::Silent::default();
             continue;
         }
+        lost::remove(&inner, &view, &mut silent).await;
         // Until the first entry of this term is applied the state may be behind the membership.
         if inner.progress.borrow().applied < view.committed {
             continue;
@@ -120,15 +141,7 @@ pub async fn run(inner: Arc<Inner>) {
         if step(&view).is_none() {
             continue;
         }
-        // What a fresh leader has applied may be older than what is committed: a node that has just
-        // joined would look like one that left.
-        let confirmed = async {
-            match inner.own_read_index().await {
-                Some(index) => inner.wait_applied(index).await,
-                None => false,
-            }
-        };
-        if tokio::time::timeout(DEADLINE, confirmed).await != Ok(true) {
+        if !confirm(&inner).await {
             continue;
         }
         let _turn = inner.handover.lock().await;
@@ -213,6 +226,9 @@ async fn carry_out(inner: &Arc<Inner>, request: proto::ManageRequest) -> Result<
             Err(Error::NoLeader)
         }
         Some(Order::Remove(node)) => remove(inner, node).await,
+        Some(Order::Replace(proto::Replace { dead, new })) => {
+            replace::carry_out(inner, dead, new).await
+        }
         Some(Order::TransferTo(node)) => transfer(inner, (node != 0).then_some(node)).await,
         None => Err(Error::Refused("an empty order".into())),
     }
@@ -265,6 +281,15 @@ fn removable(inner: &Inner, node: u64) -> Result<(), Error> {
 }
 
 async fn remove(inner: &Arc<Inner>, node: u64) -> Result<(), Error> {
+    propose_removal(inner, node).await?;
+    let mut view = inner.view.clone();
+    let gone = view.wait_for(|view| !view.nodes.contains_key(&node) || !view.leading);
+    let gone = tokio::time::timeout(DEADLINE, gone).await.is_ok();
+    gone.then_some(()).ok_or(Error::Timeout)
+}
+
+/// Strikes a node off the state, if the rest can go on without it; [`run`] does the rest.
+async fn propose_removal(inner: &Arc<Inner>, node: u64) -> Result<(), Error> {
     removable(inner, node)?;
     let proposal = Proposal {
         request: RequestId(Uuid::new_v4()),
@@ -278,10 +303,7 @@ async fn remove(inner: &Arc<Inner>, node: u64) -> Result<(), Error> {
         .result
         .map_err(|rejection| Error::Refused(rejection.to_string()))?;
     inner.tend.notify_one();
-    let mut view = inner.view.clone();
-    let gone = view.wait_for(|view| !view.nodes.contains_key(&node) || !view.leading);
-    let gone = tokio::time::timeout(DEADLINE, gone).await.is_ok();
-    gone.then_some(()).ok_or(Error::Timeout)
+    Ok(())
 }
 
 /// Hands leadership over, and waits until another node leads.

@@ -29,6 +29,7 @@ pub fn router() -> Router<Shared> {
         )
         .route("/transfer", post(transfer))
         .route("/drain", post(drain))
+        .route("/replace", post(replace))
         .route("/backup", get(backup::get))
 }
 
@@ -99,6 +100,26 @@ async fn transfer(
     let node = node.map(|key| app.cluster.find(&key)).transpose()?;
     let handed_over = app.cluster.transfer(node).await;
     handed_over.map_err(|error| app.refusal(error))?;
+    Ok(DONE)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Replacement {
+    dead: String,
+    new: String,
+}
+
+/// Puts a node that has joined in the place of one that does not answer any more.
+async fn replace(
+    State(app): State<Shared>,
+    On(caller): On,
+    Json(body): Json,
+) -> Result<StatusCode, Problem> {
+    let Replacement { dead, new } = input::parse(body)?;
+    tracing::info!(dead, new, actor = caller.actor.0, "replacing a node");
+    let replaced = app.cluster.replace(&dead, &new).await;
+    replaced.map_err(|error| app.refusal(error))?;
     Ok(DONE)
 }
 

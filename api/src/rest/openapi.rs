@@ -24,6 +24,11 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "Make a node ready to be stopped: {node}, or this one",
     ),
     (
+        "post",
+        "/cluster/replace",
+        "Put a node that has joined in the place of one that does not answer: {dead, new}",
+    ),
+    (
         "get",
         "/cluster/backup",
         "A backup, with the bytes of artifacts by ?artifacts=true; Muster-Passphrase seals its keys",

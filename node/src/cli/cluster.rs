@@ -35,6 +35,15 @@ pub async fn run(context: &Context, command: ClusterCommand) -> Result<(), Error
                 .await?;
             context.printer.done(&format!("node {node} is removed"))
         }
+        ClusterCommand::Replace { dead, new } => {
+            context
+                .client
+                .send(post("replace", json!({"dead": dead, "new": new})))
+                .await?;
+            context
+                .printer
+                .done(&format!("node {new} is in the place of node {dead}"))
+        }
         ClusterCommand::Transfer { node } => {
             context
                 .client

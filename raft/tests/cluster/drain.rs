@@ -3,12 +3,7 @@
 use muster_raft::{Cluster, Error};
 use muster_storage::NodeId;
 
-use crate::common::{Three, until, write};
-
-fn sees_dead(node: &Cluster, peer: NodeId) -> bool {
-    let nodes = node.status().nodes;
-    nodes.iter().any(|node| node.id == peer && !node.live)
-}
+use crate::common::{Three, sees_dead, until, write};
 
 fn sees_draining(node: &Cluster, peer: NodeId) -> bool {
     let nodes = node.status().nodes;

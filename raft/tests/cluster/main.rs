@@ -11,6 +11,7 @@ mod diverged;
 mod drain;
 mod membership;
 mod recover;
+mod replace;
 mod replication;
 mod reseed;
 mod solo;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use muster_raft::{Cluster, Error, Limits, Options, Role, Start, Timing};
 use muster_storage::command::PutMode;
 use muster_storage::model::{Object, ObjectKind, Profile};
-use muster_storage::{Actor, Command, Outcome, Proposal, RequestId};
+use muster_storage::{Actor, Command, NodeId, Outcome, Proposal, RequestId};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -86,9 +86,15 @@ pub fn has(cluster: &Cluster, name: &str) -> bool {
     cluster.read(|state| state.object(ObjectKind::Profile, name).is_some())
 }
 
-fn voters(cluster: &Cluster) -> usize {
+pub fn voters(cluster: &Cluster) -> usize {
     let nodes = cluster.status().nodes;
     nodes.iter().filter(|node| node.role == Role::Voter).count()
+}
+
+/// Whether a node takes another one for dead.
+pub fn sees_dead(node: &Cluster, peer: NodeId) -> bool {
+    let nodes = node.status().nodes;
+    nodes.iter().any(|node| node.id == peer && !node.live)
 }
 
 /// Three voters, `n0` to `n2`.
@@ -136,6 +142,22 @@ impl Three {
             until("all vote", || voters(node) == 3 && node.has_quorum()).await;
         }
         three
+    }
+
+    /// Has one more node join, by the leader; it learns first. Returns its position.
+    pub async fn join(&mut self) -> usize {
+        let (i, leader) = (self.nodes.len(), self.leader());
+        let actor = Actor("test".into());
+        let token = self.nodes[leader].join_token(Duration::from_secs(3600), actor);
+        let start = Start::Join {
+            peers: vec![format!("127.0.0.1:{}", self.nodes[leader].peer_port())],
+            token: token.await.unwrap(),
+        };
+        self.dirs.push(tempfile::tempdir().unwrap());
+        let mut options = options(self.dirs[i].path(), &format!("n{i}"), start);
+        options.limits = self.limits;
+        self.nodes.push(Cluster::start(options).await.unwrap());
+        i
     }
 
     /// How a stopped node starts again.
