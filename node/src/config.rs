@@ -346,6 +346,11 @@ pub enum ClusterCommand {
         /// Name or id.
         node: Option<String>,
     },
+    /// Give a node, or all of them one after the other, a new key and certificate.
+    RenewCertificates {
+        /// Name or id.
+        node: Option<String>,
+    },
     /// Make a node ready to be stopped.
     Drain {
         /// Name or id.

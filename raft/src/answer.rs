@@ -1,8 +1,72 @@
-//! What became of an order, as one node tells another: why it failed by number, and in words for
-//! people.
+//! Orders that one node gives another about itself, and what became of them: why one failed by number,
+//! and in words for people.
+
+use std::time::Duration;
+
+use muster_storage::NodeId;
+use tonic::{Code, Response, Status};
 
 use crate::Error;
+use crate::inner::Inner;
+use crate::peer::PeerClient;
 use crate::wire::proto::Cause;
+
+/// For the answer: longer than it takes to hand leadership over, or to commit a write.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// An answer, whatever the order was.
+pub trait Answer {
+    /// See [`encode`].
+    fn parts(self) -> (i32, String);
+}
+
+/// What is said when a node cannot be given an order.
+pub struct Excuses {
+    /// After "is not live".
+    pub not_live: &'static str,
+    /// After "is of a version that".
+    pub old_version: &'static str,
+}
+
+/// Gives another node an order that only that node can carry out.
+pub async fn ask<A: Answer, F: Future<Output = Result<Response<A>, Status>>>(
+    inner: &Inner,
+    node: NodeId,
+    excuses: &Excuses,
+    order: impl FnOnce(PeerClient) -> F,
+) -> Result<(), Error> {
+    let name = inner
+        .memory
+        .read(|state| state.member(node).map(|member| member.name.clone()))
+        .ok_or_else(|| Error::NoSuchNode(node.to_string()))?;
+    if !inner.board.is_live(node.0) {
+        return Err(Error::Refused(format!(
+            "node `{name}` is not live{}",
+            excuses.not_live
+        )));
+    }
+    let asked = order(inner.links.to(node.0)?.fast);
+    match tokio::time::timeout(DEADLINE, asked).await {
+        Ok(Ok(answer)) => {
+            let (cause, problem) = answer.into_inner().parts();
+            decode(cause, problem)
+        }
+        Ok(Err(status)) => Err(Error::Refused(no_answer(&name, excuses, &status))),
+        Err(_) => Err(Error::Timeout),
+    }
+}
+
+fn no_answer(name: &str, excuses: &Excuses, status: &Status) -> String {
+    match status.code() {
+        Code::Unimplemented => {
+            format!("node `{name}` is of a version that {}", excuses.old_version)
+        }
+        _ => format!(
+            "node `{name}` could not be asked: {}",
+            crate::peer::root_cause(status)
+        ),
+    }
+}
 
 /// The cause and the words; no words when the order was carried out.
 pub fn encode(result: Result<(), Error>) -> (i32, String) {
@@ -36,6 +100,19 @@ pub fn decode(cause: i32, problem: String) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_of_an_older_version_is_told_apart_from_one_that_is_gone() {
+        let excuses = Excuses {
+            not_live: "",
+            old_version: "cannot do it; ask it with --endpoint",
+        };
+        let old = no_answer("a", &excuses, &Status::unimplemented(""));
+        assert!(old.contains("--endpoint"), "{old}");
+        let gone = Status::unavailable("tcp connect error");
+        let gone = no_answer("a", &excuses, &gone);
+        assert!(gone.contains("tcp connect error"), "{gone}");
+    }
 
     fn arrives_as(error: Error) -> Error {
         let (cause, problem) = encode(Err(error));

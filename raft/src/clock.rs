@@ -15,6 +15,7 @@ use muster_storage::{State, Timestamp};
 
 use crate::host::Host;
 use crate::inner::Inner;
+use crate::store::Memory;
 
 /// Wall clocks no further apart than this agree, in milliseconds. With [`BEHIND`] not more than the
 /// margin of leases: by so much may the time jump when all nodes were down.
@@ -107,6 +108,13 @@ fn agreed_now(inner: &Inner) -> Option<u64> {
         (contact.status.wall != 0).then(|| contact.status.wall.saturating_add(age))
     });
     agreed(voters.len(), told.collect())
+}
+
+/// The cluster's time; this node's own clock until it has heard what the time is.
+pub fn present(memory: &Memory) -> Timestamp {
+    let clock = memory.clock();
+    let now = clock.now().unwrap_or_else(|| clock.wall());
+    Timestamp(now).max(memory.read(State::time))
 }
 
 /// The time for an entry that this node makes as leader.

@@ -23,7 +23,7 @@ use crate::options::Options;
 use crate::status::{self, Peer, Status};
 use crate::tls::{self, Token};
 use crate::wire::proto::{self, manage_request::Order};
-use crate::{Error, artifacts, backup, clock, desk, drain, manage, pulse, reads};
+use crate::{Error, artifacts, backup, clock, desk, drain, manage, pulse, reads, renew};
 
 /// A node's membership in its cluster: read, propose, follow, and know the others.
 ///
@@ -186,9 +186,7 @@ impl Cluster {
     /// The cluster's time, by which leases and tokens end; this node's own clock until it has heard
     /// what the time is.
     pub fn now(&self) -> Timestamp {
-        let clock = self.inner.memory.clock();
-        let now = clock.now().unwrap_or_else(|| clock.wall());
-        Timestamp(now).max(self.read(State::time))
+        clock::present(&self.inner.memory)
     }
 
     /// What the cluster's time is to be corrected to: a majority of the nodes' clocks agree that it
@@ -282,6 +280,19 @@ impl Cluster {
     /// would be no majority without it.
     pub async fn drain(&self, node: NodeId) -> Result<(), Error> {
         drain::order(&self.inner, node).await
+    }
+
+    /// Has a node, or all of them one after the other, take a new key with a new certificate.
+    /// Connections go on, or are made anew at once.
+    ///
+    /// # Errors
+    /// When a node is no member or not live, or without a quorum; [`Error::NotYet`] when it has the
+    /// new key but the others are yet to take note of it, which they will.
+    pub async fn renew_certificates(&self, node: Option<NodeId>) -> Result<(), Error> {
+        match node {
+            Some(node) => renew::order(&self.inner, node).await,
+            None => renew::order_all(&self.inner).await,
+        }
     }
 
     /// Makes this node ready to be stopped, as far as that is possible.

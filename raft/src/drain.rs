@@ -7,17 +7,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_storage::NodeId;
-use tonic::{Code, Status};
+use tonic::Code;
 
+use crate::answer::{self, Answer, Excuses};
 use crate::inner::Inner;
+use crate::peer::PeerClient;
 use crate::view::View;
 use crate::wire::proto;
-use crate::{Error, answer, manage};
+use crate::{Error, manage};
 
-/// For the answer of the node that is drained: longer than it takes to hand leadership over.
-const DEADLINE: Duration = Duration::from_secs(10);
 /// For the answer of a node that is asked whether it drains.
 const ASKING: Duration = Duration::from_secs(1);
+
+const EXCUSES: Excuses = Excuses {
+    not_live: ", so there is nothing to drain",
+    old_version: "is not drained from other nodes; ask it itself with --endpoint",
+};
+
+impl Answer for proto::DrainReply {
+    fn parts(self) -> (i32, String) {
+        (self.cause, self.problem)
+    }
+}
 
 /// Drains a node, this one or another.
 pub async fn order(inner: &Arc<Inner>, node: NodeId) -> Result<(), Error> {
@@ -25,38 +36,8 @@ pub async fn order(inner: &Arc<Inner>, node: NodeId) -> Result<(), Error> {
     if node == inner.id {
         return carry_out(inner).await;
     }
-    let name = inner
-        .memory
-        .read(|state| state.member(node).map(|member| member.name.clone()))
-        .ok_or_else(|| Error::NoSuchNode(node.to_string()))?;
-    if !inner.board.is_live(node.0) {
-        return Err(Error::Refused(format!(
-            "node `{name}` is not live, so there is nothing to drain"
-        )));
-    }
-    let mut fast = inner.links.to(node.0)?.fast;
-    let call = fast.drain(proto::DrainRequest {});
-    match tokio::time::timeout(DEADLINE, call).await {
-        Ok(Ok(reply)) => {
-            let reply = reply.into_inner();
-            answer::decode(reply.cause, reply.problem)
-        }
-        Ok(Err(status)) => Err(Error::Refused(no_answer(&name, &status))),
-        Err(_) => Err(Error::Timeout),
-    }
-}
-
-fn no_answer(name: &str, status: &Status) -> String {
-    match status.code() {
-        Code::Unimplemented => format!(
-            "node `{name}` is of a version that is not drained from other nodes; ask it itself \
-             with --endpoint"
-        ),
-        _ => format!(
-            "node `{name}` could not be asked: {}",
-            crate::peer::root_cause(status)
-        ),
-    }
+    let order = |mut peer: PeerClient| async move { peer.drain(proto::DrainRequest {}).await };
+    answer::ask(inner, node, &EXCUSES, order).await
 }
 
 /// Answers a peer that wants this node drained.
@@ -210,12 +191,5 @@ mod tests {
                 "{voters:?} without {node}, {live:?}"
             );
         }
-    }
-
-    #[test]
-    fn a_node_of_an_older_version_is_to_be_asked_itself() {
-        assert!(no_answer("a", &Status::unimplemented("")).contains("--endpoint"));
-        let gone = no_answer("a", &Status::unavailable("tcp connect error"));
-        assert!(gone.contains("tcp connect error"), "{gone}");
     }
 }

@@ -155,6 +155,17 @@ impl Files {
         self.write("node.crt", pem.as_bytes(), 0o644)
     }
 
+    /// How this node's key follows from earlier ones; empty if it is its first.
+    pub fn succession(&self) -> Result<String, Error> {
+        let text = self.read("succession")?.unwrap_or_default();
+        String::from_utf8(text).map_err(|error| self.bad("succession", error))
+    }
+
+    /// Writes it.
+    pub fn set_succession(&self, text: &str) -> Result<(), Error> {
+        self.write("succession", text.as_bytes(), 0o644)
+    }
+
     /// Why nothing that this node says can be trusted, if that was found out.
     pub fn diverged(&self) -> Result<Option<String>, Error> {
         let text = self.read("diverged")?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use muster_storage::NodeId;
 use muster_storage::blobs::Blobs;
-use muster_storage::model::{Member, Sha256};
+use muster_storage::model::Member;
 use openraft::ReadPolicy;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use crate::board::Board;
 use crate::desk::Desk;
 use crate::options::Options;
 use crate::peer::Links;
+use crate::renew::Credentials;
 use crate::start::Open;
 use crate::store::{Memory, Progress, note_end};
 use crate::tls::Sealer;
@@ -35,6 +36,8 @@ pub struct Inner {
     pub cluster_id: Uuid,
     pub options: Options,
     pub ca_pem: String,
+    /// What this node proves with who it is.
+    pub credentials: Credentials,
     /// Absent in memory.
     pub sealer: Option<Sealer>,
     pub api_tls: Arc<rustls::ServerConfig>,
@@ -165,7 +168,7 @@ impl Inner {
     }
 
     /// This node's record as it should be.
-    pub fn as_member(&self, key_hash: Sha256) -> Member {
+    pub fn as_member(&self) -> Member {
         Member {
             id: self.id,
             name: self.options.node_name.clone(),
@@ -175,7 +178,7 @@ impl Inner {
             boot_port: self.options.boot_port,
             version: self.options.version.clone(),
             max_schema: muster_storage::schema::CURRENT,
-            key_hash,
+            key_hash: self.credentials.key_hash(),
             identifiers: Vec::new(),
         }
     }

@@ -15,7 +15,7 @@ use crate::peer::join_channel;
 use crate::tls::{self, Authority, Names, NodeKey, Request, Sealer, Token};
 use crate::wire::proto;
 use crate::wire::proto::peer_client::PeerClient;
-use crate::{Error, desk, manage};
+use crate::{Error, clock, desk, manage};
 
 /// What a directory gained by joining or founding.
 pub struct Admission {
@@ -111,10 +111,8 @@ async fn admit_as_leader(
         None => add_member(inner, member.clone(), hash).await?,
     };
     inner.tend.notify_one();
-    let authority = inner.memory.read(|state| {
-        let cluster = state.cluster().ok_or(Error::NoLeader)?;
-        Authority::open(&cluster.ca_pem, &cluster.ca_key_sealed, sealer, cluster.id)
-    })?;
+    let authority = Authority::of(&inner.memory, sealer)?.ok_or(Error::NoLeader)?;
+    let now = clock::present(&inner.memory);
     let names = Names {
         cluster: inner.cluster_id,
         node: id.0,
@@ -125,7 +123,7 @@ async fn admit_as_leader(
         node: id.0,
         cluster: inner.cluster_id.to_string(),
         ca_pem: authority.pem().to_owned(),
-        certificate_pem: authority.sign_request(&names, &csr)?,
+        certificate_pem: authority.sign_request(&names, &csr, now)?.pem,
         keyring: sealer.key().to_vec().into(),
         members: inner.memory.read(|state| {
             state

@@ -31,6 +31,7 @@ mod pulse;
 mod reads;
 mod recover;
 mod refound;
+mod renew;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod sim;

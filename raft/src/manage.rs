@@ -160,16 +160,18 @@ pub async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// Tells the cluster this node's present address, ports and version, if they changed.
+/// Tells the cluster this node's present address, ports, version and key, whenever its record has
+/// others.
 pub async fn announce(inner: Arc<Inner>) {
+    let mut key = inner.credentials.key_changes();
     loop {
         let known = inner.memory.read(|state| state.member(inner.id).cloned());
-        if let Some(known) = known {
-            let mut member = inner.as_member(known.key_hash);
-            member.identifiers = known.identifiers.clone();
-            if member == known {
-                return;
-            }
+        let present = |known: &Member| Member {
+            identifiers: known.identifiers.clone(),
+            ..inner.as_member()
+        };
+        if let Some(member) = known.filter(|known| *known != present(known)) {
+            let member = present(&member);
             let proposal = Proposal {
                 request: RequestId(Uuid::new_v4()),
                 actor: Actor(format!("node:{}", inner.options.node_name)),
@@ -178,14 +180,17 @@ pub async fn announce(inner: Arc<Inner>) {
                 command: Command::UpdateMember(Box::new(member)),
             };
             match crate::desk::propose(&inner, proposal).await {
-                Ok(outcome) if outcome.result.is_ok() => return,
+                Ok(outcome) if outcome.result.is_ok() => {}
                 Ok(outcome) => {
                     tracing::error!(?outcome, "the cluster does not take this node's record");
                 }
                 Err(error) => tracing::debug!(%error, "cannot announce this node yet"),
             }
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            Ok(()) = key.changed() => {}
+        }
     }
 }
 

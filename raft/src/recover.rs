@@ -18,7 +18,7 @@ use crate::store::Inspection;
 
 /// What makes a directory a node's, in the order in which it is put aside: without the first it is
 /// nobody's.
-const PARTS: [&str; 8] = [
+const PARTS: [&str; 9] = [
     "node.json",
     "log",
     "state",
@@ -26,6 +26,7 @@ const PARTS: [&str; 8] = [
     "keyring",
     "node.key",
     "node.crt",
+    "succession",
     "diverged",
 ];
 

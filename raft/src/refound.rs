@@ -113,7 +113,8 @@ pub fn refound(
     };
     files.set_sealer(&sealer)?;
     files.set_node_key(&key.pem())?;
-    files.set_node_certificate(&authority.sign(&names, &key.0)?)?;
+    let now = Timestamp(Host::Real.wall());
+    files.set_node_certificate(&authority.sign(&names, &key.0, now)?.pem)?;
     files.set_ca_pem(authority.pem())?;
     // Last: without it the directory is no node's.
     files.set_identity(&identity)?;

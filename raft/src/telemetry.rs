@@ -58,6 +58,11 @@ pub fn describe_metrics() {
         "muster_raft_log_entries_total",
         "Entries appended to the log"
     );
+    describe_gauge!(
+        "muster_raft_certificate_expiry_timestamp_seconds",
+        Unit::Seconds,
+        "When this node's certificate ends, since 1970; it is renewed long before"
+    );
     describe_counter!("muster_raft_log_syncs_total", "Syncs of the log to disk");
     describe_counter!("muster_raft_proposals_applied_total", "Proposals applied");
     describe_counter!(

@@ -30,6 +30,7 @@ pub fn router() -> Router<Shared> {
         .route("/transfer", post(transfer))
         .route("/drain", post(drain))
         .route("/replace", post(replace))
+        .route("/renew-certificates", post(renew_certificates))
         .route("/backup", get(backup::get))
 }
 
@@ -120,6 +121,20 @@ async fn replace(
     tracing::info!(dead, new, actor = caller.actor.0, "replacing a node");
     let replaced = app.cluster.replace(&dead, &new).await;
     replaced.map_err(|error| app.refusal(error))?;
+    Ok(DONE)
+}
+
+/// Has a node, or all of them, take a new key with a new certificate.
+async fn renew_certificates(
+    State(app): State<Shared>,
+    On(caller): On,
+    Json(body): Json,
+) -> Result<StatusCode, Problem> {
+    let Which { node } = input::parse(body)?;
+    let node = node.map(|key| app.cluster.find(&key)).transpose()?;
+    tracing::info!(?node, actor = caller.actor.0, "renewing certificates");
+    let renewed = app.cluster.renew_certificates(node).await;
+    renewed.map_err(|error| app.refusal(error))?;
     Ok(DONE)
 }
 

@@ -29,6 +29,11 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "Put a node that has joined in the place of one that does not answer: {dead, new}",
     ),
     (
+        "post",
+        "/cluster/renew-certificates",
+        "Give a node a new key and certificate: {node}, or all one after the other",
+    ),
+    (
         "get",
         "/cluster/backup",
         "A backup, with the bytes of artifacts by ?artifacts=true; Muster-Passphrase seals its keys",

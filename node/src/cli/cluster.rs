@@ -51,6 +51,16 @@ pub async fn run(context: &Context, command: ClusterCommand) -> Result<(), Error
                 .await?;
             context.printer.done("leadership is handed over")
         }
+        ClusterCommand::RenewCertificates { node } => {
+            context
+                .client
+                .send(post("renew-certificates", json!({"node": node})))
+                .await?;
+            context.printer.done(&match node {
+                Some(node) => format!("node {node} has a new certificate"),
+                None => "all nodes have new certificates".to_owned(),
+            })
+        }
         ClusterCommand::Drain { node } => {
             context
                 .client

@@ -15,9 +15,10 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
+use super::breakable::Breakable;
 use super::{CONNECT_TIMEOUT, KEEP_ALIVE};
 use crate::Error;
-use crate::tls::{ANY_PEER, PeerCertificate, cluster_in};
+use crate::tls::{ANY_PEER, Dialler, PeerCertificate, cluster_in};
 
 /// Between two attempts at a peer that does not answer, whoever asks.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -94,25 +95,28 @@ pub struct Target {
     pub key_hash: Option<[u8; 32]>,
 }
 
-/// Dials a peer that must have the key of its member record: the authority alone does not tell a
+/// Dials a peer that must have the key of its member record, or one that took its place: the authority alone does not tell a
 /// member from a node that was removed.
 async fn dial_peer(
     target: Target,
     name: ServerName<'static>,
-    tls: Arc<ClientConfig>,
-) -> io::Result<TlsStream<TcpStream>> {
-    let stream = dial(target.address, name, tls).await?;
+    tls: Dialler,
+) -> io::Result<Breakable<TlsStream<TcpStream>>> {
+    // Before the certificate is looked up that this connection will be known by.
+    let ended = tls.ended();
+    let called = name.to_str().into_owned();
+    let stream = dial(target.address, name, tls.config).await?;
     let chain = stream.get_ref().1.peer_certificates();
-    let presented = chain
-        .and_then(<[_]>::first)
-        .and_then(|leaf| PeerCertificate(leaf.clone()).key_hash());
-    if target.key_hash.is_some() && presented != target.key_hash {
+    let presented = chain.and_then(PeerCertificate::new);
+    let has_key =
+        |expected| presented.is_some_and(|presented| presented.has_key(&called, expected));
+    if target.key_hash.is_some_and(|expected| !has_key(expected)) {
         return Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
             "the node that answered does not have the member's key",
         ));
     }
-    Ok(stream)
+    Ok(Breakable::new(stream, ended.cancelled_owned()))
 }
 
 async fn dial(
@@ -145,13 +149,13 @@ fn endpoint() -> Endpoint {
 pub fn peer_channel(
     name: &str,
     target: impl Fn() -> Option<Target> + Send + Sync + 'static,
-    tls: Arc<ClientConfig>,
+    tls: Dialler,
     gate: Arc<Gate>,
 ) -> Result<Channel, Error> {
     let name = ServerName::try_from(name.to_owned())
         .map_err(|error| Error::Config(format!("peer name: {error}")))?;
     let connector = tower::service_fn(move |_: hyper::Uri| {
-        let (name, tls, gate) = (name.clone(), Arc::clone(&tls), Arc::clone(&gate));
+        let (name, tls, gate) = (name.clone(), tls.clone(), Arc::clone(&gate));
         let target = target();
         async move {
             gate.enter()?;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::ClientConfig;
 use tonic::codegen::InterceptedService;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -14,7 +13,7 @@ use super::dial::{Gate, Target, peer_channel};
 use super::{MESSAGE_BYTES, header};
 use crate::Error;
 use crate::host::Host;
-use crate::tls::peer_name;
+use crate::tls::{Dialler, peer_name};
 use crate::wire::proto::peer_client::PeerClient as GeneratedClient;
 
 /// A client whose calls carry the ids that the peer checks.
@@ -74,7 +73,7 @@ type Lookup = dyn Fn(u64) -> Option<Target> + Send + Sync;
 pub struct Links {
     cluster: Uuid,
     me: u64,
-    tls: Arc<ClientConfig>,
+    tls: Dialler,
     host: Host,
     lookup: Arc<Lookup>,
     links: Mutex<BTreeMap<u64, Link>>,
@@ -85,14 +84,14 @@ impl Links {
     pub fn new(
         cluster: Uuid,
         me: u64,
-        tls: ClientConfig,
+        tls: Dialler,
         host: Host,
         lookup: impl Fn(u64) -> Option<Target> + Send + Sync + 'static,
     ) -> Self {
         Self {
             cluster,
             me,
-            tls: Arc::new(tls),
+            tls,
             host,
             lookup: Arc::new(lookup),
             links: Mutex::new(BTreeMap::new()),
@@ -129,7 +128,7 @@ impl Links {
                 let channel = peer_channel(
                     &peer_name(self.cluster, peer),
                     move || lookup(peer),
-                    Arc::clone(&self.tls),
+                    self.tls.clone(),
                     Arc::clone(gate),
                 )?;
                 // Only in tests there is anything to convert.

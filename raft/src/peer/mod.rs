@@ -1,5 +1,6 @@
 //! The link between nodes: gRPC over mutual TLS.
 
+mod breakable;
 mod dial;
 mod link;
 mod network;
@@ -12,7 +13,7 @@ mod tests;
 #[cfg(test)]
 pub use dial::Gate;
 pub use dial::{Target, join_channel};
-pub use link::{Link, Links};
+pub use link::{Link, Links, PeerClient};
 pub use network::Network;
 pub use serve::serve;
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -23,6 +22,7 @@ use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
+use super::breakable::Breakable;
 use super::{KEEP_ALIVE, MESSAGE_BYTES, Service};
 use crate::tls::PeerCertificate;
 use crate::wire::proto::peer_server::PeerServer;
@@ -61,75 +61,34 @@ impl Origin {
     }
 }
 
-/// A connection that breaks when the node stops: a peer's streams would last for ever.
-struct PeerIo {
-    stream: TlsStream<TcpStream>,
-    ended: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
+/// A peer's connection, which breaks when the node stops.
+type PeerIo = Breakable<TlsStream<TcpStream>>;
 
-impl PeerIo {
-    /// Absent when there are too many joiners already.
-    fn admit(
-        stream: TlsStream<TcpStream>,
-        joiners: Arc<Semaphore>,
-        stop: CancellationToken,
-    ) -> Option<Self> {
-        let ended: Pin<Box<dyn Future<Output = ()> + Send>> =
-            if stream.get_ref().1.peer_certificates().is_some() {
-                Box::pin(stop.cancelled_owned())
-            } else {
-                let permit = joiners.try_acquire_owned().ok()?;
-                Box::pin(async move {
-                    let _permit = permit;
-                    let _ = tokio::time::timeout(JOINER_LIFETIME, stop.cancelled()).await;
-                })
-            };
-        Some(Self { stream, ended })
+/// Absent when there are too many joiners already.
+fn admit(
+    stream: TlsStream<TcpStream>,
+    joiners: Arc<Semaphore>,
+    stop: CancellationToken,
+) -> Option<PeerIo> {
+    if stream.get_ref().1.peer_certificates().is_some() {
+        return Some(Breakable::new(stream, stop.cancelled_owned()));
     }
+    let permit = joiners.try_acquire_owned().ok()?;
+    Some(Breakable::new(stream, async move {
+        let _permit = permit;
+        let _ = tokio::time::timeout(JOINER_LIFETIME, stop.cancelled()).await;
+    }))
 }
 
 impl Connected for PeerIo {
     type ConnectInfo = Origin;
 
     fn connect_info(&self) -> Origin {
-        let chain = self.stream.get_ref().1.peer_certificates();
-        let leaf = chain.and_then(<[_]>::first).cloned();
+        let chain = self.get_ref().get_ref().1.peer_certificates();
         Origin {
-            certificate: leaf.map(PeerCertificate),
+            certificate: chain.and_then(PeerCertificate::new),
             joins: Arc::new(Semaphore::new(JOINS_MAX)),
         }
-    }
-}
-
-impl AsyncRead for PeerIo {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.ended.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut this.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for PeerIo {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
 
@@ -241,7 +200,7 @@ async fn accept(
             };
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(Ok(stream)) => {
-                    if let Some(io) = PeerIo::admit(stream, joiners, stop) {
+                    if let Some(io) = admit(stream, joiners, stop) {
                         // The server may be stopping.
                         let _ = connections.send(Ok(io)).await;
                     }

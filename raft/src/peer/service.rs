@@ -10,14 +10,16 @@ use muster_storage::NodeId;
 use muster_storage::model::Sha256;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Request, Response, Status, Streaming};
+use uuid::Uuid;
 
 use super::header;
 use super::serve::Origin;
 use crate::inner::Inner;
 use crate::store::Receiver;
+use crate::tls::{PeerCertificate, peer_name};
 use crate::types::{RaftSnapshot, Vote};
 use crate::wire::{proto, required_vote};
-use crate::{artifacts, desk, drain, join, manage, pulse};
+use crate::{artifacts, desk, drain, join, manage, pulse, renew};
 
 type Reply<T> = Result<Response<T>, Status>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -73,22 +75,23 @@ impl Service {
                 "the certificate is another node's",
             ));
         }
-        self.admit(from, certificate.key_hash(), for_raft)?;
-        Ok(Caller {
+        let caller = Caller {
             id: from,
-            key_hash: certificate.key_hash(),
-        })
+            certificate: certificate.clone(),
+        };
+        self.admit(&caller, for_raft)?;
+        Ok(caller)
     }
 
-    /// Whether a node may call: a member with its own key may. One that the state does not know yet
+    /// Whether a node may call: a member with its own key may, or with one that took its place. One that the state does not know yet
     /// may take part in Raft, when Raft's membership has it or nothing is known here at all.
-    fn admit(&self, from: u64, key: Option<[u8; 32]>, for_raft: bool) -> Result<(), Status> {
+    fn admit(&self, caller: &Caller, for_raft: bool) -> Result<(), Status> {
+        let from = caller.id;
         let known = self
             .inner
             .memory
             .read(|state| match state.member(NodeId(from)) {
-                Some(member) if key == Some(member.key_hash.0) => Known::Member,
-                Some(_) => Known::OtherKey,
+                Some(member) => Known::Member(member.key_hash),
                 None if state.cluster().is_none() => Known::Nothing,
                 // Ids come from revisions: one that this node has passed without the member being
                 // there was removed, a later one has not been heard of yet.
@@ -101,8 +104,8 @@ impl Service {
             ))
         };
         match known {
-            Known::Member => Ok(()),
-            Known::OtherKey => Err(Status::permission_denied(
+            Known::Member(key) if caller.has_key(self.inner.cluster_id, key) => Ok(()),
+            Known::Member(_) => Err(Status::permission_denied(
                 "the certificate's key is not the member's",
             )),
             Known::Removed => Err(Status::permission_denied(REMOVED)),
@@ -128,16 +131,23 @@ impl Service {
 }
 
 /// Who calls.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Caller {
     id: u64,
-    key_hash: Option<[u8; 32]>,
+    certificate: PeerCertificate,
+}
+
+impl Caller {
+    fn has_key(&self, cluster: Uuid, key: Sha256) -> bool {
+        let name = peer_name(cluster, self.id);
+        self.certificate.has_key(&name, key.0)
+    }
 }
 
 /// What the state says of a caller.
 enum Known {
-    Member,
-    OtherKey,
+    /// With this key.
+    Member(Sha256),
     /// This node has no state yet.
     Nothing,
     Removed,
@@ -174,11 +184,11 @@ impl proto::peer_server::Peer for Service {
         let (service, why) = (self.clone(), Arc::clone(&ended));
         // What cannot be read ends the stream; the leader starts another.
         let requests = futures::stream::unfold(requests, move |mut requests| {
-            let (service, why) = (service.clone(), Arc::clone(&why));
+            let (service, caller, why) = (service.clone(), caller.clone(), Arc::clone(&why));
             async move {
                 let request = requests.message().await.ok()??.try_into().ok()?;
                 // The stream may outlive the membership.
-                if let Err(status) = service.admit(caller.id, caller.key_hash, true) {
+                if let Err(status) = service.admit(&caller, true) {
                     let _ = why.set(status);
                     return None;
                 }
@@ -328,6 +338,11 @@ impl proto::peer_server::Peer for Service {
         Ok(Response::new(drain::serve(&self.inner).await))
     }
 
+    async fn renew(&self, request: Request<proto::RenewRequest>) -> Reply<proto::RenewReply> {
+        self.guard(request)?;
+        Ok(Response::new(renew::serve(&self.inner).await))
+    }
+
     async fn is_draining(
         &self,
         request: Request<proto::IsDrainingRequest>,
@@ -341,11 +356,11 @@ impl proto::peer_server::Peer for Service {
 
     async fn pulse(&self, request: Request<Streaming<proto::Beat>>) -> Reply<Self::PulseStream> {
         let caller = self.check(request.metadata(), request.extensions(), false)?;
-        let service = self.clone();
-        let still = move || service.admit(caller.id, caller.key_hash, false);
+        let (service, from) = (self.clone(), caller.id);
+        let still = move || service.admit(&caller, false);
         Ok(Response::new(pulse::answer(
             Arc::clone(&self.inner),
-            caller.id,
+            from,
             request.into_inner(),
             still,
         )))

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use muster_storage::blobs::Blobs;
 use muster_storage::model::Member;
-use muster_storage::{Actor, Command, Effect, NodeId, Proposal, RequestId};
+use muster_storage::{Actor, Command, Effect, NodeId, Proposal, RequestId, Timestamp};
 use openraft::async_runtime::watch::WatchReceiver;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -233,8 +233,8 @@ impl World {
         };
         let named = options(self.scratch.path(), id, None);
         let names = start::names(self.cluster_id, id, &named);
-        let certificate = self.new.authority.sign(&names, &key.0)?;
-        self.add(id, key.pem(), certificate);
+        let certificate = self.new.authority.sign(&names, &key.0, Timestamp(0))?;
+        self.add(id, key.pem(), certificate.pem);
         self.start(id).await?;
         self.oracle.note(format!("node {id} joins"));
         Ok(id)
@@ -312,7 +312,8 @@ impl World {
             oracle: Arc::clone(&self.oracle),
             dead: dead.clone(),
             skew: Arc::clone(&node.skew),
-            certificate: PeerCertificate(certificate),
+            certificate: PeerCertificate::new(&[certificate])
+                .ok_or_else(|| Error::Corrupt("a node's certificate".into()))?,
             mutant: self.mutant,
         };
         let options = options(self.scratch.path(), id, self.mutant);

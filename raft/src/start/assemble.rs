@@ -25,8 +25,9 @@ use crate::identity::{Files, Identity};
 use crate::inner::Inner;
 use crate::options::Options;
 use crate::peer::{self, Links, Network, Service, Target};
+use crate::renew::{self, Credentials};
 use crate::store::Memory;
-use crate::tls::{self, Authority, CertificateHolder, Names, NodeKey, Sealer};
+use crate::tls::{self, Certificate, Credential, Names, NodeKey, Sealer};
 use crate::types::Raft;
 use crate::view::{self, View};
 use crate::{Error, manage, pulse, reads, trim};
@@ -86,13 +87,29 @@ pub async fn assemble(
     let memory = machine.memory();
     let log_size = log.size();
     check_cluster(&memory, &identity)?;
-    let certificate_pem = renew(&memory, &options, &identity, &key, sealer.as_ref())?
-        .or(certificate_pem)
-        .ok_or_else(|| Files::at(&options.data_dir).bad("node.crt", "the file is missing"))?;
-    let holder = CertificateHolder::new(&certificate_pem, &key.pem(), &ca_pem)?;
-    if let Some((files, _)) = &outside {
-        files.set_node_certificate(&certificate_pem)?;
+    let own_names = names(identity.cluster_id, identity.node_id, &options);
+    let now = clock::present(&memory);
+    let fresh = renew::certify(&memory, sealer.as_ref(), &own_names, &key, now)?;
+    let files = outside.as_ref().map(|(files, _)| *files);
+    if let (Some(files), Some(fresh)) = (files, &fresh) {
+        files.set_node_certificate(&fresh.pem)?;
     }
+    let stored = certificate_pem.map(|pem| Certificate { pem, until: None });
+    let certificate = fresh
+        .or(stored)
+        .ok_or_else(|| Files::at(&options.data_dir).bad("node.crt", "the file is missing"))?;
+    let credentials = Credentials::new(
+        files,
+        Credential {
+            succession: files
+                .map(|files| renew::stored_succession(files, &key))
+                .unwrap_or_default(),
+            certificate,
+            key,
+            ca_pem: ca_pem.clone(),
+        },
+    )?;
+    let holder = Arc::clone(credentials.holder());
 
     let (view_sender, view) = watch::channel(View::default());
     let lookup = {
@@ -138,6 +155,7 @@ pub async fn assemble(
         cluster_id: identity.cluster_id,
         api_tls: Arc::new(tls::api_server(&holder)?),
         ca_pem,
+        credentials,
         sealer,
         raft,
         engine,
@@ -178,6 +196,7 @@ pub async fn assemble(
         let service = Service::new(Arc::clone(&inner));
         let stop = inner.stop.clone();
         inner.spawn(peer::serve(listener, server_tls, service, stop));
+        inner.spawn(renew::run(Arc::clone(&inner)));
         meet_peers(&inner);
     }
     Ok(Cluster { inner })
@@ -200,33 +219,6 @@ fn check_cluster(memory: &Memory, identity: &Identity) -> Result<(), Error> {
         ))),
         _ => Ok(()),
     }
-}
-
-/// A fresh certificate for this node's present name and address; absent before it has the state.
-fn renew(
-    memory: &Memory,
-    options: &Options,
-    identity: &Identity,
-    key: &NodeKey,
-    sealer: Option<&Sealer>,
-) -> Result<Option<String>, Error> {
-    let Some(sealer) = sealer else {
-        return Ok(None);
-    };
-    let authority = memory.read(|state| {
-        state.cluster().map(|cluster| {
-            Authority::open(&cluster.ca_pem, &cluster.ca_key_sealed, sealer, cluster.id)
-        })
-    });
-    let Some(authority) = authority else {
-        return Ok(None);
-    };
-    authority?
-        .sign(
-            &names(identity.cluster_id, identity.node_id, options),
-            &key.0,
-        )
-        .map(Some)
 }
 
 /// What a node's certificate says of it.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use muster_storage::command::Founding;
-use muster_storage::{Actor, Command, NodeId, Proposal, RequestId};
+use muster_storage::{Actor, Command, NodeId, Proposal, RequestId, Timestamp};
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
@@ -13,6 +13,7 @@ use super::assemble::names;
 use super::resume;
 use crate::Error;
 use crate::cluster::Cluster;
+use crate::host::Host;
 use crate::identity::{Files, Identity};
 use crate::options::Options;
 use crate::tls::{Authority, NodeKey, Sealer};
@@ -35,8 +36,9 @@ impl NewCluster {
         let authority = Authority::generate(cluster)?;
         let key = NodeKey::generate()?;
         let names = names(cluster, 1, options);
+        let now = Timestamp(Host::Real.wall());
         Ok(Self {
-            certificate_pem: authority.sign(&names, &key.0)?,
+            certificate_pem: authority.sign(&names, &key.0, now)?.pem,
             sealer: Sealer::generate(),
             authority,
             key,

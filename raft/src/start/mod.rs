@@ -22,13 +22,14 @@ use crate::join::{self, Admission};
 use crate::options::{Options, Start};
 use crate::store::claim;
 use crate::tls::NodeKey;
+pub use assemble::names;
 #[cfg(not(test))]
 use assemble::{Parts, assemble};
 use found::found;
 
 // The simulation puts nodes together of parts of its own.
 #[cfg(test)]
-pub use assemble::{Parts, assemble, meet_peers, names};
+pub use assemble::{Parts, assemble, meet_peers};
 #[cfg(test)]
 pub use found::{NewCluster, founding, propose_founding};
 pub use stores::{lost, of_log};

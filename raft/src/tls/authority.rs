@@ -1,11 +1,14 @@
 //! The cluster's own certificate authority.
 //!
-//! Every member can open the sealed CA key, so a node renews its own certificate by itself.
+//! Every member can open the sealed CA key, so a node renews its own certificate by itself. How long
+//! a certificate is good concerns clients of the API only; see ADR 10.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Nonce};
+use muster_storage::Timestamp;
 use muster_storage::model::{Octets, Sha256};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
@@ -16,6 +19,7 @@ use sha2::{Digest, Sha256 as Hasher};
 use uuid::Uuid;
 
 use crate::Error;
+use crate::store::Memory;
 
 /// Seals secrets that are replicated, under a key that only members hold.
 #[derive(Clone)]
@@ -102,7 +106,25 @@ pub fn cluster_in(text: &str) -> Option<Uuid> {
 /// A name in every node's certificate, for a joiner that knows no more.
 pub const ANY_PEER: &str = "peer.muster.internal";
 
-fn bad(error: rcgen::Error) -> Error {
+/// For how long a node's certificate is good, in milliseconds: what clients bear at most.
+pub const LIFE: u64 = 397 * 24 * 3600 * 1000;
+
+/// 2026-01-01: a clock that says less is wrong.
+const BEGINNING: Timestamp = Timestamp(1_767_225_600_000);
+
+/// 2120-01-01, the end of the authority and of whatever is not to end before it.
+pub const END: Timestamp = Timestamp(4_733_510_400_000);
+
+/// A certificate of a node.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// PEM.
+    pub pem: String,
+    /// When it ends; absent when it was not made by this process.
+    pub until: Option<Timestamp>,
+}
+
+pub fn bad(error: rcgen::Error) -> Error {
     Error::Corrupt(format!("certificate: {error}"))
 }
 
@@ -126,8 +148,7 @@ impl Authority {
             .push(DnType::CommonName, format!("Muster cluster {cluster}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.not_before = rcgen::date_time_ymd(1975, 1, 1);
-        params.not_after = rcgen::date_time_ymd(2120, 1, 1);
+        set_end(&mut params, END);
         let certificate = params.self_signed(&key).map_err(bad)?;
         Ok(Self {
             pem: certificate.pem(),
@@ -146,6 +167,14 @@ impl Authority {
         })
     }
 
+    /// The one of the cluster that this node is in; absent before the node has the state.
+    pub fn of(memory: &Memory, sealer: &Sealer) -> Result<Option<Self>, Error> {
+        let cluster = memory.read(|state| state.cluster().cloned());
+        cluster
+            .map(|cluster| Self::open(&cluster.ca_pem, &cluster.ca_key_sealed, sealer, cluster.id))
+            .transpose()
+    }
+
     /// Its certificate, PEM.
     pub fn pem(&self) -> &str {
         &self.pem
@@ -159,27 +188,51 @@ impl Authority {
         )
     }
 
-    /// A certificate for a key that is at hand.
-    pub fn sign(&self, names: &Names<'_>, key: &KeyPair) -> Result<String, Error> {
-        let params = node_params(names)?;
-        Ok(params.signed_by(key, &self.issuer).map_err(bad)?.pem())
+    /// A certificate for a key that is at hand, good from now on.
+    pub fn sign(
+        &self,
+        names: &Names<'_>,
+        key: &KeyPair,
+        now: Timestamp,
+    ) -> Result<Certificate, Error> {
+        self.certify(names, key, end(now))
     }
 
     /// A certificate for the key of a request; what else the request says is ignored.
-    pub fn sign_request(&self, names: &Names<'_>, request: &Request) -> Result<String, Error> {
-        let params = node_params(names)?;
-        let certificate = params
-            .signed_by(&request.0.public_key, &self.issuer)
-            .map_err(bad)?;
-        Ok(certificate.pem())
+    pub fn sign_request(
+        &self,
+        names: &Names<'_>,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Certificate, Error> {
+        self.certify(names, &request.0.public_key, end(now))
     }
+
+    /// A certificate that ends at a given time.
+    pub fn certify(
+        &self,
+        names: &Names<'_>,
+        key: &impl PublicKeyData,
+        until: Timestamp,
+    ) -> Result<Certificate, Error> {
+        let certificate = node_params(names, until)?.signed_by(key, &self.issuer);
+        Ok(Certificate {
+            pem: certificate.map_err(bad)?.pem(),
+            until: Some(until),
+        })
+    }
+}
+
+/// When a certificate ends that is made now.
+fn end(now: Timestamp) -> Timestamp {
+    Timestamp(now.max(BEGINNING).0.saturating_add(LIFE)).min(END)
 }
 
 fn purpose(cluster: Uuid) -> String {
     format!("muster CA key of {cluster}")
 }
 
-fn node_params(names: &Names<'_>) -> Result<CertificateParams, Error> {
+fn node_params(names: &Names<'_>, until: Timestamp) -> Result<CertificateParams, Error> {
     let dns = [
         peer_name(names.cluster, names.node),
         ANY_PEER.to_owned(),
@@ -206,11 +259,16 @@ fn node_params(names: &Names<'_>) -> Result<CertificateParams, Error> {
         ExtendedKeyUsagePurpose::ClientAuth,
     ];
     params.use_authority_key_identifier_extension = true;
-    // Machines come up with clocks that are years off, and must still find their cluster; what
-    // revokes a certificate is the removal of the member, not time.
-    params.not_before = rcgen::date_time_ymd(1975, 1, 1);
-    params.not_after = rcgen::date_time_ymd(2120, 1, 1);
+    set_end(&mut params, until);
     Ok(params)
+}
+
+/// The lifetime of a certificate. The clocks of machines and clients may be years behind, so it begins
+/// long ago.
+pub fn set_end(params: &mut CertificateParams, until: Timestamp) {
+    params.not_before = rcgen::date_time_ymd(1975, 1, 1);
+    let until = Duration::from_secs(until.min(END).0 / 1000);
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + until;
 }
 
 /// A joiner's request for a certificate.

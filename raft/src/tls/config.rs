@@ -1,23 +1,25 @@
 //! rustls configurations.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::default_provider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 
+use super::holder::{CertificateHolder, ToClients, ToPeers};
 use super::parse_pem;
 use crate::Error;
 
-fn bad(error: impl std::fmt::Display) -> Error {
+pub fn bad(error: impl std::fmt::Display) -> Error {
     Error::Corrupt(format!("certificate: {error}"))
 }
 
@@ -25,43 +27,19 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(default_provider())
 }
 
-/// The node's certificate, as all its connections present it.
+/// Certificates between peers are not judged by the time: a wrong clock must not take a site down,
+/// and what revokes one is that the member's record has another key, or is gone. See ADR 10.
 #[derive(Debug)]
-pub struct CertificateHolder(Arc<CertifiedKey>);
+struct NoClock;
 
-impl CertificateHolder {
-    /// Holds a certificate with its key and the authority's certificate, which a joiner looks for
-    /// in the chain.
-    pub fn new(certificate_pem: &str, key_pem: &str, ca_pem: &str) -> Result<Arc<Self>, Error> {
-        certify(certificate_pem, key_pem, ca_pem).map(|certified| Arc::new(Self(certified)))
-    }
-
-    fn current(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.0)
-    }
+/// A moment at which every certificate of ours is good, whenever it was made.
+pub fn any_time() -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(10 * 365 * 24 * 3600))
 }
 
-fn certify(certificate: &str, key: &str, ca: &str) -> Result<Arc<CertifiedKey>, Error> {
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(bad)?;
-    let chain = vec![parse_pem(certificate)?, parse_pem(ca)?];
-    CertifiedKey::from_der(chain, key, &provider())
-        .map(Arc::new)
-        .map_err(bad)
-}
-
-impl ResolvesServerCert for CertificateHolder {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current())
-    }
-}
-
-impl ResolvesClientCert for CertificateHolder {
-    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.current())
-    }
-
-    fn has_certs(&self) -> bool {
-        true
+impl TimeProvider for NoClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(any_time())
     }
 }
 
@@ -77,24 +55,44 @@ pub fn peer_server(holder: &Arc<CertificateHolder>, ca_pem: &str) -> Result<Serv
         .allow_unauthenticated()
         .build()
         .map_err(bad)?;
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(NoClock))
         .with_protocol_versions(&[&TLS13])
         .map_err(bad)?
         .with_client_cert_verifier(clients)
-        .with_cert_resolver(Arc::clone(holder) as _);
+        .with_cert_resolver(Arc::new(ToPeers(Arc::clone(holder))));
+    // A resumed session would go on with the key that the peer had then.
+    config.send_tls13_tickets = 0;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
 
 /// The client side of the peer link.
-pub fn peer_client(holder: &Arc<CertificateHolder>, ca_pem: &str) -> Result<ClientConfig, Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+#[derive(Clone)]
+pub struct Dialler {
+    pub config: Arc<ClientConfig>,
+    holder: Arc<CertificateHolder>,
+}
+
+impl Dialler {
+    /// Cancelled when connections that are made from now on are to end.
+    pub fn ended(&self) -> CancellationToken {
+        self.holder.replaced()
+    }
+}
+
+/// The client side of the peer link.
+pub fn peer_client(holder: &Arc<CertificateHolder>, ca_pem: &str) -> Result<Dialler, Error> {
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(NoClock))
         .with_protocol_versions(&[&TLS13])
         .map_err(bad)?
         .with_root_certificates(roots(ca_pem)?)
-        .with_client_cert_resolver(Arc::clone(holder) as _);
+        .with_client_cert_resolver(Arc::new(ToPeers(Arc::clone(holder))));
+    config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
+    Ok(Dialler {
+        config: Arc::new(config),
+        holder: Arc::clone(holder),
+    })
 }
 
 /// The server side of the API.
@@ -103,7 +101,7 @@ pub fn api_server(holder: &Arc<CertificateHolder>) -> Result<ServerConfig, Error
         .with_safe_default_protocol_versions()
         .map_err(bad)?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::clone(holder) as _);
+        .with_cert_resolver(Arc::new(ToClients(Arc::clone(holder))));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -114,7 +112,7 @@ pub fn join_client(pin: [u8; 32]) -> Result<ClientConfig, Error> {
         pin,
         provider: provider(),
     };
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(NoClock))
         .with_protocol_versions(&[&TLS13])
         .map_err(bad)?
         .dangerous()

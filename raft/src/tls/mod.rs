@@ -3,11 +3,19 @@
 
 mod authority;
 mod config;
+mod holder;
+mod succession;
 mod token;
 
-pub use authority::{ANY_PEER, Authority, Names, NodeKey, Request, Sealer, cluster_in, peer_name};
-pub use config::{CertificateHolder, api_server, join_client, peer_client, peer_server};
+pub use authority::{
+    ANY_PEER, Authority, Certificate, LIFE, Names, NodeKey, Request, Sealer, cluster_in, peer_name,
+};
+pub use config::{Dialler, api_server, join_client, peer_client, peer_server};
+pub use holder::{CertificateHolder, Credential};
+pub use succession::Succession;
 pub use token::Token;
+
+use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -27,23 +35,43 @@ fn parse_pem(pem: &str) -> Result<CertificateDer<'static>, Error> {
         .map_err(|error| Error::Corrupt(format!("certificate: {error}")))
 }
 
-/// The certificate that a peer presented, already checked against the authority.
+/// What a peer presented, already checked against the authority.
 #[derive(Clone, Debug)]
-pub struct PeerCertificate(pub CertificateDer<'static>);
+pub struct PeerCertificate {
+    certificate: CertificateDer<'static>,
+    key_hash: [u8; 32],
+    /// How its key follows from earlier ones, as it says.
+    succession: Arc<[CertificateDer<'static>]>,
+}
 
 impl PeerCertificate {
+    /// Takes a chain: the peer's own, the authority's, and its succession.
+    pub fn new(chain: &[CertificateDer<'static>]) -> Option<Self> {
+        let (certificate, others) = chain.split_first()?;
+        let parsed = ParsedCertificate::try_from(certificate).ok()?;
+        let key_hash = Sha256::digest(parsed.subject_public_key_info()).into();
+        Some(Self {
+            certificate: certificate.clone(),
+            key_hash,
+            succession: others.get(1..).unwrap_or_default().into(),
+        })
+    }
+
     /// Whether it was made for this node of this cluster.
     pub fn is_for(&self, cluster: Uuid, node: u64) -> bool {
-        let Ok(parsed) = ParsedCertificate::try_from(&self.0) else {
+        let Ok(parsed) = ParsedCertificate::try_from(&self.certificate) else {
             return false;
         };
         ServerName::try_from(peer_name(cluster, node))
             .is_ok_and(|name| rustls::client::verify_server_name(&parsed, &name).is_ok())
     }
 
-    /// Hash of its public key, as the member record has it.
-    pub fn key_hash(&self) -> Option<[u8; 32]> {
-        let parsed = ParsedCertificate::try_from(&self.0).ok()?;
-        Some(Sha256::digest(parsed.subject_public_key_info()).into())
+    /// Whether it is of the key that the record of the node with this name has, or of one that took
+    /// that key's place.
+    pub fn has_key(&self, name: &str, expected: [u8; 32]) -> bool {
+        self.key_hash == expected
+            || ServerName::try_from(name).is_ok_and(|name| {
+                succession::leads(&self.succession, &name, self.key_hash, expected)
+            })
     }
 }
