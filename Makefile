@@ -11,7 +11,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo test test-long sim bench lint fmt clean setup setup-build payload
+.PHONY: build demo test test-long sim bench lint fmt clean setup setup-build setup-bench payload
 
 build: setup-build
 	cargo build $(LOCKED) --workspace --bins
@@ -40,8 +40,10 @@ sim: setup-build
 	cargo test $(LOCKED) -p muster-raft --lib -- --exact --nocapture \
 		sim::tests::$(if $(SEED),child,seeds_hold)
 
-# One profile for everything: RocksDB is compiled once.
-bench: setup payload build
+# Beside etcd (docs/performance.md), then the parts alone. One profile for everything: RocksDB is
+# compiled once.
+bench: setup-bench build
+	$(cargo_target)/debug/muster-bench $(BENCH)
 	cargo bench $(LOCKED) --profile dev --workspace --benches
 
 lint: setup-build
@@ -57,6 +59,9 @@ clean:
 
 setup-build:
 	@deploy/setup.sh build
+
+setup-bench:
+	@deploy/setup.sh bench
 
 setup:
 	@deploy/setup.sh

@@ -2,7 +2,8 @@
 # Installs what building, the demo and the tests need on Debian 12 beside git, make and Rust.
 #
 # Says what apt-get will do before it does it, and does nothing when all is there.
-# `setup.sh build` installs only what compiling needs; without an argument everything.
+# `setup.sh build` installs only what compiling needs; without an argument also what the demo and the
+# tests need; `setup.sh bench` what compiling needs and what Muster is measured beside.
 set -euo pipefail
 
 build=(
@@ -22,10 +23,15 @@ lab=(
     isc-dhcp-client # dhclient
 )
 
+bench=(
+    etcd-server     # three of them, on ports of their own
+)
+
 case "${1:-all}" in
     build) wanted=("${build[@]}") ;;
+    bench) wanted=("${build[@]}" "${bench[@]}") ;;
     all) wanted=("${build[@]}" "${lab[@]}") ;;
-    *) echo "usage: $0 [build|all]" >&2; exit 2 ;;
+    *) echo "usage: $0 [build|bench|all]" >&2; exit 2 ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }

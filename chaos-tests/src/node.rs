@@ -391,7 +391,7 @@ impl Status {
 }
 
 /// The environment of whoever runs the tests must not configure the nodes.
-fn clean(command: &mut Command) -> &mut Command {
+pub fn clean(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         if name
             .to_str()
