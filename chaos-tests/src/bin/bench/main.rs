@@ -20,6 +20,10 @@ use clap::Parser;
 
 use crate::load::{Measured, Window};
 
+/// As in `muster`: what the clients cost is taken from both.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Octets of every value that is written.
 pub const VALUE_BYTES: usize = 300;
 /// Connections of clients that share them: gRPC multiplexes.
@@ -112,14 +116,15 @@ fn main() -> Result<()> {
         .context("starting a runtime")?;
 
     let mut muster = muster::Cluster::start(&dir.path().join("muster"))?;
-    let mut etcd = match flags.no_etcd {
-        true => None,
-        false => {
-            let etcd = etcd::Cluster::start(&dir.path().join("etcd"))?;
-            runtime.block_on(etcd.wait_serving())?;
-            Some(etcd)
+    let start_etcd = |name: &str, pace: etcd::Pace| -> Result<Option<etcd::Cluster>> {
+        if flags.no_etcd {
+            return Ok(None);
         }
+        let etcd = etcd::Cluster::start(&dir.path().join(name), pace)?;
+        runtime.block_on(etcd.wait_serving())?;
+        Ok(Some(etcd))
     };
+    let etcd = start_etcd("etcd", etcd::Pace::Etcds)?;
     println!("{}", table::header(&flags));
     let cells = throughput(&flags, &runtime, &muster, etcd.as_ref())?;
     for (section, title, ours, theirs) in [
@@ -149,7 +154,9 @@ fn main() -> Result<()> {
             );
         }
     }
+    drop(etcd);
     if flags.wants("kills") {
+        let mut etcd = start_etcd("etcd-fast", etcd::Pace::Musters)?;
         let gaps = failover::measure(&runtime, &mut muster, etcd.as_mut(), flags.kills)?;
         println!("{}", table::failover(&gaps));
     }

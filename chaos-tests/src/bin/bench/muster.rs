@@ -22,6 +22,7 @@ use muster_storage::{
 };
 use serde::Deserialize;
 use tonic::codegen::InterceptedService;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::transport::Channel;
 use uuid::Uuid;
@@ -204,9 +205,9 @@ impl Cluster {
         let name = format!("n{}.{}.muster.internal", to.node_id, to.cluster_id);
         let target = Target::new(address, &name, &credentials, b"h2")?;
         let route = Route {
-            cluster: me.cluster_id,
-            from: me.node_id,
-            to: to.node_id,
+            cluster: me.cluster_id.to_string().parse()?,
+            from: me.node_id.to_string().parse()?,
+            to: to.node_id.to_string().parse()?,
         };
         let mut channels = Vec::new();
         for _ in 0..CHANNELS.min(count) {
@@ -233,13 +234,18 @@ impl Cluster {
         loop {
             while connecting.len() < HANDSHAKES {
                 let Some(number) = numbers.next() else { break };
-                let target = self.rest(leader, b"http/1.1")?;
-                let work = self.profile(number, write);
+                let mut target = self.rest(leader, b"http/1.1")?;
+                // One address gets half of all connections at most.
+                let last = 2 + u8::try_from(number % 8).unwrap_or_default();
+                target.from = Ipv4Addr::new(127, 0, 0, last);
+                let mut requester = Requester {
+                    target,
+                    sender: None,
+                    work: self.profile(number, write),
+                };
                 connecting.spawn(async move {
-                    let io = TokioIo::new(target.connect().await.context("connecting to REST")?);
-                    let (sender, connection) = http1::handshake(io).await?;
-                    tokio::spawn(connection);
-                    Ok::<_, anyhow::Error>(Requester { sender, work })
+                    requester.connect().await?;
+                    Ok::<_, anyhow::Error>(requester)
                 });
             }
             match connecting.join_next().await {
@@ -294,9 +300,9 @@ fn body(name: &str) -> Bytes {
 /// Says of each call which member makes it.
 #[derive(Clone)]
 struct Route {
-    cluster: Uuid,
-    from: u64,
-    to: u64,
+    cluster: MetadataValue<Ascii>,
+    from: MetadataValue<Ascii>,
+    to: MetadataValue<Ascii>,
 }
 
 impl Interceptor for Route {
@@ -305,16 +311,9 @@ impl Interceptor for Route {
         mut request: tonic::Request<()>,
     ) -> Result<tonic::Request<()>, tonic::Status> {
         let metadata = request.metadata_mut();
-        for (name, value) in [
-            ("muster-cluster", self.cluster.to_string()),
-            ("muster-from", self.from.to_string()),
-            ("muster-to", self.to.to_string()),
-        ] {
-            let value = value
-                .parse()
-                .map_err(|_| tonic::Status::internal("metadata"))?;
-            metadata.insert(name, value);
-        }
+        metadata.insert("muster-cluster", self.cluster.clone());
+        metadata.insert("muster-from", self.from.clone());
+        metadata.insert("muster-to", self.to.clone());
         Ok(request)
     }
 }
@@ -390,14 +389,30 @@ impl Work {
 
 /// A client of REST.
 pub struct Requester {
-    sender: http1::SendRequest<Full<Bytes>>,
+    target: Target,
+    /// Nothing after a connection that broke.
+    sender: Option<http1::SendRequest<Full<Bytes>>>,
     work: Work,
+}
+
+impl Requester {
+    async fn connect(&mut self) -> Result<&mut http1::SendRequest<Full<Bytes>>> {
+        let io = TokioIo::new(self.target.connect().await.context("connecting to REST")?);
+        let (sender, connection) = http1::handshake(io).await?;
+        tokio::spawn(connection);
+        Ok(self.sender.insert(sender))
+    }
 }
 
 impl Caller for Requester {
     async fn call(&mut self) -> Result<()> {
-        self.sender.ready().await.context("the connection")?;
-        let answer = self.sender.send_request(self.work.request()?).await?;
+        let request = self.work.request()?;
+        let sender = match &mut self.sender {
+            Some(sender) if !sender.is_closed() => sender,
+            _ => self.connect().await?,
+        };
+        sender.ready().await.context("the connection")?;
+        let answer = sender.send_request(request).await?;
         check(answer).await
     }
 }

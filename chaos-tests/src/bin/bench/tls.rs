@@ -1,7 +1,7 @@
 //! Connections of the clients: TLS with a certificate at both ends, gRPC and HTTP over it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
@@ -25,6 +25,8 @@ pub struct Credentials {
 #[derive(Clone)]
 pub struct Target {
     pub address: SocketAddr,
+    /// What clients come from.
+    pub from: Ipv4Addr,
     /// A name in the server's certificate.
     pub name: ServerName<'static>,
     pub tls: Arc<ClientConfig>,
@@ -55,6 +57,7 @@ impl Target {
         tls.alpn_protocols = vec![alpn.to_vec()];
         Ok(Self {
             address,
+            from: Ipv4Addr::LOCALHOST,
             name: ServerName::try_from(name.to_owned()).context("a server's name")?,
             tls: Arc::new(tls),
         })
@@ -62,7 +65,9 @@ impl Target {
 
     /// A connection of its own.
     pub async fn connect(&self) -> io::Result<TlsStream<TcpStream>> {
-        let tcp = TcpStream::connect(self.address).await?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((self.from, 0).into())?;
+        let tcp = socket.connect(self.address).await?;
         tcp.set_nodelay(true)?;
         TlsConnector::from(Arc::clone(&self.tls))
             .connect(self.name.clone(), tcp)
