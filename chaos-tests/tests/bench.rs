@@ -24,7 +24,7 @@ fn the_benchmark_fills_its_tables() -> Result<()> {
         ("### Linearizable reads", &["| 1 |", "| 8 |"], 2),
         (
             "### First write after the leader's SIGKILL",
-            &["| Muster |"],
+            &["| Muster, "],
             3,
         ),
     ] {

@@ -26,14 +26,14 @@ use proto::maintenance_client::MaintenanceClient;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How fast a lost leader is noticed.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum Pace {
     /// As etcd comes: 100 ms between heartbeats, election after one to two seconds. Under load it
     /// loses its leader with less.
     Etcds,
-    /// 60 ms between heartbeats, as Muster, which elects after 250 to 400 ms; etcd elects after once
-    /// to twice what it is told, which must be five heartbeats.
-    Musters,
+    /// 60 ms between heartbeats, as Muster, and the election time-out in milliseconds: a member
+    /// stands after once to twice that.
+    Election(u16),
 }
 
 /// Three members.
@@ -75,8 +75,9 @@ impl Cluster {
                 .args(["--initial-cluster", &initial.join(",")])
                 .args(["--logger", "zap", "--client-cert-auth"])
                 .arg("--peer-client-cert-auth");
-            if pace == Pace::Musters {
-                command.args(["--heartbeat-interval", "60", "--election-timeout", "300"]);
+            if let Pace::Election(millis) = pace {
+                command.args(["--heartbeat-interval", "60"]);
+                command.args(["--election-timeout", &millis.to_string()]);
             }
             for (flag, file) in [
                 ("--cert-file", "own.pem"),

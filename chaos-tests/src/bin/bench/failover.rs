@@ -20,28 +20,34 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between a cluster that is whole again and the next kill.
 const REST: Duration = Duration::from_secs(2);
 
-/// Gaps, kill by kill.
-#[derive(Default)]
+/// Gaps of one cluster, kill by kill.
 pub struct Gaps {
-    pub muster: Vec<Duration>,
-    pub etcd: Vec<Duration>,
+    pub name: String,
+    pub gaps: Vec<Duration>,
 }
 
-/// Kills the leader of each in turn, `kills` times.
+/// Kills the leader of each in turn, `kills` times. Muster's come first.
 pub fn measure(
     runtime: &Runtime,
     muster: &mut muster::Cluster,
-    mut etcd: Option<&mut etcd::Cluster>,
+    others: &mut [(String, etcd::Cluster)],
     kills: usize,
-) -> Result<Gaps> {
-    let mut gaps = Gaps::default();
+) -> Result<Vec<Gaps>> {
+    let mut all = vec![Gaps {
+        name: "Muster, after 650 to 800 ms".to_owned(),
+        gaps: Vec::new(),
+    }];
+    all.extend(others.iter().map(|(name, _)| Gaps {
+        name: name.clone(),
+        gaps: Vec::new(),
+    }));
     for _ in 0..kills {
-        gaps.muster.push(kill_muster(runtime, muster)?);
-        if let Some(etcd) = &mut etcd {
-            gaps.etcd.push(kill_etcd(runtime, etcd)?);
+        all[0].gaps.push(kill_muster(runtime, muster)?);
+        for ((_, etcd), gaps) in others.iter_mut().zip(&mut all[1..]) {
+            gaps.gaps.push(kill_etcd(runtime, etcd)?);
         }
     }
-    Ok(gaps)
+    Ok(all)
 }
 
 fn survivors(leader: usize) -> [usize; 2] {

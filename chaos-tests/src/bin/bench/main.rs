@@ -29,6 +29,11 @@ pub const VALUE_BYTES: usize = 300;
 /// Connections of clients that share them: gRPC multiplexes.
 pub const CHANNELS: usize = 8;
 
+/// Election time-outs of etcd in milliseconds, when leaders are killed. Muster is configured for 250 to
+/// 400 ms; five heartbeats are the least that etcd takes. But a follower of Muster first waits until the
+/// leader's lease of 400 ms is over: it stands after 650 to 800.
+const ETCD_ELECTIONS: [u16; 2] = [300, 650];
+
 /// Measures Muster beside etcd.
 #[derive(Parser)]
 #[command(name = "muster-bench")]
@@ -156,8 +161,15 @@ fn main() -> Result<()> {
     }
     drop(etcd);
     if flags.wants("kills") {
-        let mut etcd = start_etcd("etcd-fast", etcd::Pace::Musters)?;
-        let gaps = failover::measure(&runtime, &mut muster, etcd.as_mut(), flags.kills)?;
+        let mut others = Vec::new();
+        for millis in ETCD_ELECTIONS {
+            let name = format!("etcd-{millis}");
+            if let Some(etcd) = start_etcd(&name, etcd::Pace::Election(millis))? {
+                let name = format!("etcd, after {millis} to {} ms", 2 * millis);
+                others.push((name, etcd));
+            }
+        }
+        let gaps = failover::measure(&runtime, &mut muster, &mut others, flags.kills)?;
         println!("{}", table::failover(&gaps));
     }
     Ok(())

@@ -107,11 +107,11 @@ fn columns(measured: &[&Measured]) -> String {
 }
 
 /// How long nothing could be written after a leader was killed.
-pub fn failover(gaps: &Gaps) -> String {
+pub fn failover(all: &[Gaps]) -> String {
     let mut text = "### First write after the leader's SIGKILL\n\n\
-                    | | kills | median ms | least | most |\n|---|---|---|---|---|\n"
+                    | a follower stands | kills | median ms | least | most |\n|---|---|---|---|---|\n"
         .to_owned();
-    for (name, gaps) in [("Muster", &gaps.muster), ("etcd", &gaps.etcd)] {
+    for Gaps { name, gaps } in all {
         let millis: Vec<f64> = gaps
             .iter()
             .map(Duration::as_secs_f64)
