@@ -19,6 +19,7 @@ lab=(
     nftables        # faults: cut links, silenced services
     curl            # an HTTP and TFTP client
     atftp           # a TFTP client that negotiates block and window size
+    netbase         # /etc/services, without which atftp does not know its port
     tftp-hpa        # the TFTP client that most people have
     isc-dhcp-client # dhclient
 )
