@@ -1,8 +1,8 @@
 //! The lab itself: faults must bite and heal, or every story told with them means nothing.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -93,7 +93,18 @@ fn nothing_stays_behind() -> Result<()> {
             .context("a name")?
     );
     let host = lab.host("a", Some(A))?;
-    let mut left_running = host.command("sleep").arg("600").spawn()?;
+    let mut left_running = host
+        .command("sh")
+        .args(["-c", "echo in; exec sleep 600"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    // Until then it may not have entered the namespace yet.
+    let mut said = [0; 3];
+    left_running
+        .stdout
+        .as_mut()
+        .context("its output")?
+        .read_exact(&mut said)?;
     ensure!(namespaces()?.contains(&prefix), "the lab has no namespaces");
 
     drop((host, lab));

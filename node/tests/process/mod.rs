@@ -1,6 +1,7 @@
 //! The program as processes.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -42,14 +43,21 @@ pub fn muster() -> Command {
     command
 }
 
+/// What the nodes on a directory say goes to a file beside it.
+fn log(dir: &Path) -> File {
+    let path = dir.with_extension("log");
+    let log = File::options().create(true).append(true).open(path);
+    log.unwrap()
+}
+
 pub fn serve(dir: &Path) -> Command {
     let mut command = muster();
     command
         .args(["serve", "--node-name", "n1", "--advertise", "127.0.0.1"])
         .args(["--dhcp-interfaces", "none", "--data-dir"])
         .arg(dir)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stdout(log(dir))
+        .stderr(log(dir));
     for port in ["--api-port", "--boot-port", "--peer-port", "--tftp-port"] {
         command.args([port, &free_port()]);
     }
@@ -70,8 +78,14 @@ pub fn started(command: &mut Command, dir: &Path) -> Node {
         if status.is_ok_and(|status| status.success()) {
             return node;
         }
-        assert!(node.0.try_wait().unwrap().is_none(), "the node ended");
-        assert!(Instant::now() < deadline, "the node does not serve");
+        let said = || std::fs::read_to_string(dir.with_extension("log")).unwrap_or_default();
+        let ended = node.0.try_wait().unwrap();
+        assert!(ended.is_none(), "the node ended, {ended:?}: {}", said());
+        assert!(
+            Instant::now() < deadline,
+            "the node does not serve: {}",
+            said()
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
