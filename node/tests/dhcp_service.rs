@@ -226,7 +226,8 @@ fn dhclient_gets_and_gives_back_a_lease() {
             );
             // It knows its lease: INIT-REBOOT.
             let process = when_written(&pid);
-            run(&format!("kill {}", process.trim()));
+            let process = nix::unistd::Pid::from_raw(process.trim().parse().unwrap());
+            nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM).unwrap();
             dhclient(&["-1"]);
             // The address is not configured by `/bin/true`, and RELEASE goes by unicast.
             let address = file
