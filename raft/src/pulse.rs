@@ -122,6 +122,10 @@ pub fn answer(
     mut arriving: Streaming<proto::Beat>,
     still: impl Fn() -> Result<(), Status> + Send + 'static,
 ) -> Pin<Box<dyn Stream<Item = Result<proto::Beat, Status>> + Send>> {
+    // What it says makes it live here, and a live peer may be asked something.
+    if let Ok(link) = inner.links.to(from) {
+        link.gate.open();
+    }
     let listener = Arc::clone(&inner);
     let (ended, end) = tokio::sync::oneshot::channel::<Status>();
     inner.spawn(async move {

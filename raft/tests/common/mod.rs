@@ -140,6 +140,8 @@ impl Three {
         };
         for node in &three.nodes {
             until("all vote", || voters(node) == 3 && node.has_quorum()).await;
+            let all_live = || node.status().nodes.iter().all(|node| node.live);
+            until("all hear of each other", all_live).await;
         }
         three
     }
