@@ -10,11 +10,15 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::statvfs::statvfs;
 
 use crate::lab::{Lab, run};
 
 /// Room for a node of a test; the file is sparse.
 const SIZE: u64 = 1 << 30;
+
+/// What a full disk has left.
+const LEFT: u64 = 2 << 20;
 
 /// `EXT4_IOC_SHUTDOWN` of Linux, and its flag that nothing more gets to the disk.
 const SHUTDOWN: libc::Ioctl = 0x8004_587d;
@@ -79,6 +83,19 @@ impl Disk {
         Ok(())
     }
 
+    /// Another program takes all of the disk but [`LEFT`], until the answer is dropped.
+    pub fn fill(&self) -> Result<Filled> {
+        let found = statvfs(&self.at).context("looking at the disk")?;
+        let left = found.blocks_available() * found.fragment_size();
+        let path = self.at.join("filler");
+        let length = left.saturating_sub(LEFT).to_string();
+        run(Command::new("fallocate")
+            .arg("--length")
+            .arg(length)
+            .arg(&path))?;
+        Ok(Filled(path))
+    }
+
     /// Stops every write and sync until the answer is dropped: a disk that is as slow as can be.
     pub fn hang(&self) -> Result<Hanging> {
         run(Command::new("fsfreeze").arg("--freeze").arg(&self.at))?;
@@ -124,6 +141,18 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Detached at once, whoever still looks at it.
         let _ = umount2(&self.at, MntFlags::MNT_DETACH);
+    }
+}
+
+/// A disk with no room for now.
+#[derive(Debug)]
+pub struct Filled(PathBuf);
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            eprintln!("cannot remove {}: {error:#}", self.0.display());
+        }
     }
 }
 

@@ -221,7 +221,7 @@ pub async fn spread(inner: &Arc<Inner>, sha: Sha256, size: u64) -> Result<Vec<No
     if inner.blobs.size(&sha).is_none() {
         return Err(Error::NoSuchArtifact(sha.to_string()));
     }
-    let view = inner.view.borrow().clone();
+    let view = inner.view();
     let (sender, mut holders) = tokio::sync::mpsc::unbounded_channel();
     for peer in sources(inner, None) {
         let (inner, sender) = (Arc::clone(inner), sender.clone());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::wire::proto;
@@ -34,6 +34,8 @@ impl Contact {
 pub struct Board {
     contacts: Mutex<BTreeMap<u64, Contact>>,
     live: watch::Sender<Vec<u64>>,
+    /// Wakes whoever waits for [`Board::end_seen`].
+    ends: Notify,
     /// Those whose state is seen to differ from this node's.
     differing: Mutex<BTreeSet<u64>>,
 }
@@ -44,6 +46,7 @@ impl Board {
         Self {
             contacts: Mutex::default(),
             live: watch::Sender::default(),
+            ends: Notify::new(),
             differing: Mutex::default(),
         }
     }
@@ -54,6 +57,7 @@ impl Board {
 
     /// A peer said how it is.
     pub fn heard(&self, peer: u64, status: proto::Status) {
+        let ended = status.ended != 0;
         let contact = Contact {
             at: Instant::now(),
             status,
@@ -61,6 +65,9 @@ impl Board {
         };
         self.lock().insert(peer, contact);
         self.refresh();
+        if ended {
+            self.ends.notify_one();
+        }
     }
 
     /// A peer's machine refused a connection.
@@ -69,6 +76,19 @@ impl Board {
             contact.refused = true;
         }
         self.refresh();
+        self.ends.notify_one();
+    }
+
+    /// Waits until this node or another one sees that a peer's process has ended.
+    pub async fn end_seen(&self) {
+        self.ends.notified().await;
+    }
+
+    /// Whether a peer's process is seen to have ended: its machine is there, and nobody listens.
+    pub fn has_ended(&self, peer: u64) -> bool {
+        self.lock()
+            .get(&peer)
+            .is_some_and(|contact| contact.refused)
     }
 
     /// A peer left the cluster.

@@ -98,7 +98,7 @@ fn agreed(voters: usize, mut told: Vec<u64>) -> Option<u64> {
 
 /// The wall clocks of a majority of the voters as they are now, if they agree.
 fn agreed_now(inner: &Inner) -> Option<u64> {
-    let voters = inner.view.borrow().all_voters();
+    let voters = inner.view().all_voters();
     let told = voters.iter().filter_map(|id| {
         if *id == inner.id.0 {
             return Some(inner.memory.clock().wall());

@@ -99,7 +99,7 @@ impl Cluster {
 
     /// Whether this node leads.
     pub fn is_leader(&self) -> bool {
-        self.inner.view.borrow().leading
+        self.inner.view().leading
     }
 
     /// Whether this node is, or lately heard from, a leader with a quorum.

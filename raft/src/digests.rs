@@ -121,7 +121,7 @@ pub fn compare(inner: &Arc<Inner>) {
         .into_iter()
         .map(|(index, digest)| (index, BTreeMap::from([(inner.id.0, digest)])))
         .collect();
-    let voters = inner.view.borrow().all_voters();
+    let voters = inner.view().all_voters();
     for peer in inner.members() {
         let Some(contact) = inner.board.contact(peer.0).filter(|_| peer != inner.id) else {
             continue;

@@ -56,7 +56,7 @@ async fn carry_out(inner: &Arc<Inner>) -> Result<(), Error> {
     inner.check_running()?;
     let _claim = inner.claim.lock().await;
     settle(inner).await?;
-    let view = inner.view.borrow().clone();
+    let view = inner.view();
     can_spare(&view, inner.id.0, |peer| inner.board.is_live(peer))?;
     if !*inner.draining.borrow() {
         no_other_drains(inner).await?;
@@ -132,7 +132,7 @@ async fn no_other_drains(inner: &Arc<Inner>) -> Result<(), Error> {
 /// Takes leadership from this node if another can have it. Where no other voter lives that stays,
 /// nobody is left who could lead in its place.
 async fn hand_over(inner: &Arc<Inner>) -> Result<(), Error> {
-    let view = inner.view.borrow().clone();
+    let view = inner.view();
     if !view.leading || manage::successor(inner, &view).is_none() {
         return Ok(());
     }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::artifacts::Pulls;
 use crate::board::Board;
 use crate::desk::Desk;
+use crate::disk::Disk;
 use crate::options::Options;
 use crate::peer::Links;
 use crate::renew::Credentials;
@@ -46,8 +47,10 @@ pub struct Inner {
     /// The stop, once it has begun: everyone who asks for it waits for the same one.
     pub stopped: tokio::sync::OnceCell<()>,
     pub memory: Arc<Memory>,
+    /// What is known of its disk.
+    pub disk: Disk,
     pub progress: watch::Receiver<Progress>,
-    pub view: watch::Receiver<View>,
+    pub view: watch::Receiver<Arc<View>>,
     pub links: Arc<Links>,
     pub board: Board,
     pub desk: Desk,
@@ -77,6 +80,12 @@ pub struct Inner {
 }
 
 impl Inner {
+    /// What Raft last reported. Not a borrow: of two held at a time the second would wait for whoever
+    /// writes the view, and that one for the first.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
     /// Runs a task until the node stops.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
@@ -101,7 +110,8 @@ impl Inner {
         let diverged = self.diverged.borrow().clone();
         diverged
             .or_else(|| self.out.get().cloned())
-            .or_else(|| self.view.borrow().fault.clone())
+            .or_else(|| self.view().fault.clone())
+            .or_else(|| self.disk.fault())
     }
 
     /// The cluster told this node that it does not belong any more.
@@ -113,7 +123,7 @@ impl Inner {
     /// Whether this node leads, and else who does, as far as can be known: a node that the leader
     /// does not reach yet hears of it from its peers.
     pub fn leadership(&self) -> (bool, Option<u64>) {
-        let view = self.view.borrow();
+        let view = self.view();
         if view.leading {
             return (true, None);
         }
@@ -162,7 +172,7 @@ impl Inner {
             .memory
             .read(|state| state.members().map(|member| member.id).collect());
         if members.is_empty() {
-            members.extend(self.view.borrow().nodes.keys().map(|id| NodeId(*id)));
+            members.extend(self.view().nodes.keys().map(|id| NodeId(*id)));
         }
         members
     }
@@ -187,11 +197,10 @@ impl Inner {
         if self.fault().is_some() {
             return false;
         }
-        let view = self.view.borrow();
+        let view = self.view();
         if view.leading {
             return view.leads_quorum(self.id.0);
         }
-        drop(view);
         let (_, leader) = self.leadership();
         leader
             .and_then(|leader| self.board.contact(leader))
@@ -201,6 +210,7 @@ impl Inner {
     /// Ends everything that this node does, and lets go of its disk.
     pub async fn shut_down(&self) {
         self.stop.cancel();
+        self.disk.close();
         let ended_well = self.raft.shutdown().await;
         if let Err(error) = &ended_well {
             tracing::warn!(%error, "raft did not end well");

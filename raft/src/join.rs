@@ -41,7 +41,7 @@ pub async fn admit(
         .check_running()
         .map_err(|error| Status::unavailable(error.to_string()))?;
     let (leading, leader) = {
-        let view = inner.view.borrow();
+        let view = inner.view();
         (view.leads_quorum(inner.id.0), view.leader)
     };
     if leading {
@@ -97,7 +97,7 @@ async fn admit_as_leader(
     });
     let id = match known {
         // It has had a log, and may have lost it: it must not vote again under its old number.
-        Some(id) if inner.view.borrow().all_voters().contains(&id.0) => {
+        Some(id) if inner.view().all_voters().contains(&id.0) => {
             return Err(Error::NotAdmitted(format!(
                 "node {} has been in the cluster with this key already; remove it with `muster \
                  cluster remove {}`, empty its data directory and join anew",

@@ -121,7 +121,7 @@ pub async fn run(inner: Arc<Inner>) {
             () = inner.tend.notified() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
-        let view = inner.view.borrow().clone();
+        let view = inner.view();
         if !view.leads_quorum(inner.id.0) {
             silent = lost::Silent::default();
             continue;
@@ -145,7 +145,7 @@ pub async fn run(inner: Arc<Inner>) {
             continue;
         }
         let _turn = inner.handover.lock().await;
-        let view = inner.view.borrow().clone();
+        let view = inner.view();
         let Some(change) = step(&view).filter(|_| view.leading) else {
             continue;
         };
@@ -220,7 +220,7 @@ fn not_leader() -> proto::ManageReply {
 /// Carries out an order as leader.
 async fn carry_out(inner: &Arc<Inner>, request: proto::ManageRequest) -> Result<(), Error> {
     use proto::manage_request::Order;
-    if !inner.view.borrow().leading {
+    if !inner.view().leading {
         return Err(Error::NoLeader);
     }
     match request.order {
@@ -269,7 +269,7 @@ pub async fn order(inner: &Arc<Inner>, order: proto::manage_request::Order) -> R
 
 /// Whether the rest can go on without a node.
 fn removable(inner: &Inner, node: u64) -> Result<(), Error> {
-    let view = inner.view.borrow().clone();
+    let view = inner.view();
     let mut left = view.all_voters();
     left.remove(&node);
     if left.is_empty() {
@@ -323,7 +323,7 @@ pub async fn transfer(inner: &Arc<Inner>, to: Option<u64>) -> Result<(), Error> 
     let _turn = turn.await.map_err(|_| {
         Error::Refused("the voters are being changed, and that takes long; try again".into())
     })?;
-    let view = inner.view.borrow().clone();
+    let view = inner.view();
     if !view.leading {
         return to.map_or(Ok(()), |_| Err(Error::NoLeader));
     }
@@ -350,7 +350,8 @@ pub async fn transfer(inner: &Arc<Inner>, to: Option<u64>) -> Result<(), Error> 
         .await
         .map_err(stopped)?;
     let mut view = inner.view.clone();
-    let other = |view: &View| !view.leading && view.leader.is_some_and(|now| now != inner.id.0);
+    let other =
+        |view: &Arc<View>| !view.leading && view.leader.is_some_and(|now| now != inner.id.0);
     match tokio::time::timeout(Duration::from_secs(3), view.wait_for(other)).await {
         Ok(Ok(_)) => Ok(()),
         _ => Err(Error::Timeout),

@@ -58,18 +58,17 @@ pub enum Start {
 pub struct Timing {
     /// Between two heartbeats of the leader.
     pub heartbeat: u64,
-    /// A follower that hears nothing stands for election after at least this long.
-    pub election_min: u64,
-    /// … and at most this long.
-    pub election_max: u64,
+    /// A follower that hears nothing for this long stands for election, at the latest after twice
+    /// as long. Until then no voter elects another leader, but one whose process is seen to have
+    /// ended is succeeded at once.
+    pub election: u64,
 }
 
 impl Default for Timing {
     fn default() -> Self {
         Self {
             heartbeat: 60,
-            election_min: 250,
-            election_max: 400,
+            election: 400,
         }
     }
 }
@@ -100,8 +99,7 @@ impl Options {
     pub(crate) fn raft_config(&self) -> Result<Config, Error> {
         let Timing {
             heartbeat,
-            election_min,
-            election_max,
+            election,
         } = self.timing;
         let Limits {
             snapshot_every,
@@ -111,14 +109,16 @@ impl Options {
         let config = Config {
             cluster_name: "muster".into(),
             heartbeat_interval: heartbeat,
-            election_timeout_min: election_min,
-            election_timeout_max: election_max,
+            // The longest is at the same time the lease of the last leader that was heard, after
+            // which a follower waits for its own time-out.
+            election_timeout_min: (election / 4).max(heartbeat.saturating_add(1)),
+            election_timeout_max: election,
             // A leader that lost power may have replicated entries that it lost itself; taking up
             // its old term without a vote would put other entries under the same ids.
             enable_leader_restore: Some(false),
             enable_pre_vote: Some(true),
             // A leader that can send but not hear must let others be elected.
-            quorum_loss_probe_interval: Some(2 * election_max),
+            quorum_loss_probe_interval: Some(election.saturating_mul(2)),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_every),
             max_in_snapshot_log_to_keep: keep,
             purge_batch_size: (keep / 10).clamp(1, 10_000),

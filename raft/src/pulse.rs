@@ -17,7 +17,7 @@ use crate::inner::Inner;
 use crate::peer::REMOVED;
 use crate::wire::proto;
 use crate::wire::proto::beat::Beat as Kind;
-use crate::{clock, digests};
+use crate::{clock, digests, succession};
 
 /// Between two statuses.
 const BEAT: Duration = Duration::from_millis(200);
@@ -34,7 +34,8 @@ fn status(inner: &Inner) -> proto::Beat {
     let progress = *inner.progress.borrow();
     let fault = inner.fault();
     let marks = digests::told(inner);
-    let view = inner.view.borrow();
+    let ended = succession::ended_leader(inner).unwrap_or(0);
+    let view = inner.view();
     let status = proto::Status {
         revision: progress.revision.0,
         applied: progress.applied,
@@ -48,6 +49,7 @@ fn status(inner: &Inner) -> proto::Beat {
         // A node that does not take part any more counts as dead, and says why.
         fault: fault.unwrap_or_default(),
         draining: *inner.draining.borrow(),
+        ended,
     };
     proto::Beat {
         beat: Some(Kind::Status(status)),
@@ -64,9 +66,11 @@ fn beats(
     let mut view = inner.view.clone();
     view.mark_unchanged();
     let draining = inner.draining.subscribe();
+    let mut live = inner.board.live();
+    live.mark_unchanged();
     futures::stream::unfold(
-        (inner, ticks, gossip, view, draining),
-        |(inner, mut ticks, mut gossip, mut view, mut draining)| async move {
+        (inner, ticks, gossip, view, draining, live),
+        |(inner, mut ticks, mut gossip, mut view, mut draining, mut live)| async move {
             let beat = loop {
                 let next = async {
                     match &mut gossip {
@@ -85,6 +89,12 @@ fn beats(
                     },
                     // Nobody is to make a leader of this node any more.
                     Ok(()) = draining.changed() => break status(&inner),
+                    // Nor does it wait for a leader that has ended.
+                    Ok(()) = live.changed() => {
+                        if succession::ended_leader(&inner).is_some() {
+                            break status(&inner);
+                        }
+                    }
                     // A new leader is news.
                     Ok(()) = view.changed() => {
                         let now = view.borrow_and_update().leader;
@@ -94,7 +104,7 @@ fn beats(
                     }
                 }
             };
-            Some((beat, (inner, ticks, gossip, view, draining)))
+            Some((beat, (inner, ticks, gossip, view, draining, live)))
         },
     )
 }
@@ -182,9 +192,9 @@ async fn keep_dialling(inner: Arc<Inner>, peer: u64, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = converse(&inner, peer) => {}
+            // The stream broke: dial again at once, and take a refusal for death.
+            heard = converse(&inner, peer) => if heard { continue },
         }
-        // The stream broke: dial again at once, and take a refusal for death.
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
@@ -192,9 +202,10 @@ async fn keep_dialling(inner: Arc<Inner>, peer: u64, stop: CancellationToken) {
     }
 }
 
-async fn converse(inner: &Arc<Inner>, peer: u64) {
+/// Returns whether anything was heard.
+async fn converse(inner: &Arc<Inner>, peer: u64) -> bool {
     let Ok(link) = inner.links.to(peer) else {
-        return;
+        return false;
     };
     let mut fast = link.fast;
     let gossip = inner.gossip_out.subscribe();
@@ -206,19 +217,25 @@ async fn converse(inner: &Arc<Inner>, peer: u64) {
                 inner.board.refused(peer);
             }
             if let Some(cluster) = link.gate.stranger() {
-                return met_stranger(inner, peer, cluster).await;
+                met_stranger(inner, peer, cluster).await;
+            } else {
+                turned_away(inner, peer, &status).await;
             }
-            turned_away(inner, peer, &status).await;
-            return;
+            return false;
         }
-        Err(_) => return,
+        Err(_) => return false,
     };
+    let mut heard = false;
     loop {
         match tokio::time::timeout(STALL, arriving.message()).await {
             Ok(Ok(Some(beat))) => take(inner, peer, beat),
-            Ok(Err(status)) => return turned_away(inner, peer, &status).await,
-            Ok(Ok(None)) | Err(_) => return,
+            Ok(Err(status)) => {
+                turned_away(inner, peer, &status).await;
+                return heard;
+            }
+            Ok(Ok(None)) | Err(_) => return heard,
         }
+        heard = true;
     }
 }
 

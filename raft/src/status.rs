@@ -96,7 +96,7 @@ fn fault_of(inner: &Inner, peer: NodeId, said: Option<&proto::Status>) -> Option
 
 /// The cluster as a node sees it.
 pub fn of(inner: &Inner) -> Status {
-    let view = inner.view.borrow().clone();
+    let view = inner.view();
     let progress = *inner.progress.borrow();
     let members: Vec<Member> = inner
         .memory

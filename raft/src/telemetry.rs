@@ -24,6 +24,16 @@ pub fn describe_metrics() {
         "Artifacts that the state names and this node lacks"
     );
     describe_gauge!(
+        "muster_raft_disk_wait_seconds",
+        Unit::Seconds,
+        "For how long the oldest write to the disk has been under way; it hangs when this grows"
+    );
+    describe_gauge!(
+        "muster_raft_disk_free_bytes",
+        Unit::Bytes,
+        "Left on the disk of the data directory; with less than 48 MiB a node takes no part"
+    );
+    describe_gauge!(
         "muster_raft_log_grown_bytes",
         Unit::Bytes,
         "Appended to the log since it was last cut"
@@ -72,6 +82,10 @@ pub fn describe_metrics() {
     describe_counter!(
         "muster_raft_read_index_failed_total",
         "Rounds of linearizable reads that no quorum confirmed"
+    );
+    describe_counter!(
+        "muster_raft_successions_total",
+        "Elections that this node stood for because the leader's process was seen to have ended"
     );
     describe_counter!(
         "muster_raft_snapshots_installed_total",

@@ -2,6 +2,7 @@
 //! borrowed across anything, or its core stops.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -135,10 +136,10 @@ fn measure(before: &View, now: &View) {
 }
 
 /// Keeps the view up to date.
-pub async fn follow(raft: Raft, sender: watch::Sender<View>) {
+pub async fn follow(raft: Raft, sender: watch::Sender<Arc<View>>) {
     let mut changes = raft.metrics();
     loop {
-        let view = View::read(&raft);
+        let view = Arc::new(View::read(&raft));
         if view.failed() {
             tracing::error!(fault = view.fault, "this node has stopped taking part");
         }
@@ -146,7 +147,7 @@ pub async fn follow(raft: Raft, sender: watch::Sender<View>) {
         let stopped = view.fault.is_some();
         sender.send_if_modified(|known| {
             let changed = *known != view;
-            *known = view;
+            *known = Arc::clone(&view);
             changed
         });
         if stopped {
@@ -156,7 +157,7 @@ pub async fn follow(raft: Raft, sender: watch::Sender<View>) {
             // Raft's own task is gone, and did not say why: it panicked.
             let last = View::read(&raft).fault;
             let fault = last.unwrap_or_else(|| ENDED.to_owned());
-            sender.send_modify(|view| view.fault = Some(fault));
+            sender.send_modify(|view| Arc::make_mut(view).fault = Some(fault));
             let view = sender.borrow();
             if view.failed() {
                 tracing::error!(fault = view.fault, "this node has stopped taking part");

@@ -1,6 +1,6 @@
-//! The leader's disk becomes read-only or fails: it stops taking part and says why, the
-//! others go on and show it, and once the disk is mended it has all that it missed. A follower's disk
-//! that hangs holds up nobody else.
+//! The leader's disk becomes read-only or fails: it stops taking part and says why, the others go on
+//! and show it, and once the disk is mended it has all that it missed. A disk that hangs or is full
+//! holds up nobody else for long, and its node goes on by itself when the disk does.
 
 use std::fs::{self, File};
 
@@ -9,6 +9,7 @@ use muster_chaos::cluster::Cluster;
 use muster_chaos::disk::Disk;
 use muster_chaos::lab::{Lab, wait_until};
 use muster_chaos::load::Load;
+use muster_chaos::node::{Member, Node};
 use muster_chaos::{content, invariant};
 use serde_json::Value;
 
@@ -33,28 +34,85 @@ fn a_disk_that_fails() -> Result<()> {
 
 #[test]
 fn a_follower_whose_disk_hangs() -> Result<()> {
+    hanging(0)
+}
+
+#[test]
+fn a_leader_whose_disk_hangs() -> Result<()> {
+    hanging(VICTIM)
+}
+
+fn hanging(leader: usize) -> Result<()> {
     let lab = Lab::new()?;
     let disk = Disk::of_size(&lab, "n3", SIZE)?;
     let cluster = Cluster::found_in(lab, 3)?;
     tell(&cluster, || {
         cluster.apply(content::WIDE_SUBNET)?;
-        cluster.transfer(0)?;
+        cluster.transfer(leader)?;
         let load = Load::default();
         let acknowledged = std::thread::scope(|scope| {
             let running = scope.spawn(|| load.run(&cluster, 0));
             let gone_on = load.wait(LEASES, OBJECTS, PATIENCE).and_then(|()| {
                 let _hanging = disk.hang()?;
                 load.wait(3 * LEASES, 3 * OBJECTS, PATIENCE)?;
-                ensure!(
-                    cluster.node(0).status()?.leader_name() == Some("n1"),
-                    "another leads"
-                );
+                wait_shown(&cluster, "see to the disk")?;
+                let leads = cluster.node(0).status()?.leader_name().map(str::to_owned);
+                let expected = if leader == VICTIM { "n3" } else { "n1" };
+                let kept = leads.as_deref() == Some(expected);
+                ensure!(kept == (leader != VICTIM), "{leads:?} leads");
                 Ok(())
             });
             load.stop();
             let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))?;
             gone_on.and(acknowledged)
         })?;
+        cluster.wait_settled(PATIENCE)?;
+        acknowledged.find_everywhere(&cluster)?;
+        invariant::same_everywhere(&cluster)?;
+        println!("{acknowledged}, all found");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_disk_that_is_full() -> Result<()> {
+    let lab = Lab::new()?;
+    let disk = Disk::of_size(&lab, "n3", 2 * SIZE)?;
+    let cluster = Cluster::found_in(lab, 3)?;
+    tell(&cluster, || {
+        let victim = cluster.node(VICTIM);
+        cluster.apply(content::WIDE_SUBNET)?;
+        cluster.transfer(VICTIM)?;
+
+        let load = Load::default();
+        let acknowledged = std::thread::scope(|scope| {
+            let running = scope.spawn(|| load.run(&cluster, 0));
+            let gone_on = load.wait(LEASES, OBJECTS, PATIENCE).and_then(|()| {
+                let filled = disk.fill()?;
+                wait_shown(&cluster, "make room")?;
+                load.wait(2 * LEASES, 2 * OBJECTS, PATIENCE)?;
+                drop(filled);
+                // Nobody restarts it.
+                wait_until("it to go on by itself", PATIENCE, || {
+                    Ok(shown_on(cluster.node(0), &cluster)?.live.then_some(()))
+                })?;
+                load.wait(3 * LEASES, 3 * OBJECTS, PATIENCE)
+            });
+            load.stop();
+            let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))?;
+            gone_on.and(acknowledged)
+        })?;
+        cluster.wait_settled(PATIENCE)?;
+        acknowledged.find_everywhere(&cluster)?;
+
+        let filled = disk.fill()?;
+        victim.kill()?;
+        victim.start()?;
+        let code = victim.wait_end(PATIENCE)?;
+        ensure!(code == Some(1), "the node ends with {code:?}");
+        ensure!(victim.log().contains("make room"), "{}", victim.log());
+        drop(filled);
+        victim.start()?;
         cluster.wait_settled(PATIENCE)?;
         acknowledged.find_everywhere(&cluster)?;
         invariant::same_everywhere(&cluster)?;
@@ -111,7 +169,7 @@ fn story(strike: impl Fn(&Disk) -> Result<()> + Sync) -> Result<()> {
             let struck = load
                 .wait(LEASES, OBJECTS, PATIENCE)
                 .and_then(|()| strike(&disk))
-                .and_then(|()| wait_shown(&cluster))
+                .and_then(|()| wait_shown(&cluster, "see to the disk"))
                 .and_then(|()| load.wait(2 * LEASES, 2 * OBJECTS, PATIENCE));
             load.stop();
             let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))?;
@@ -133,21 +191,24 @@ fn story(strike: impl Fn(&Disk) -> Result<()> + Sync) -> Result<()> {
 }
 
 /// Waits until the others show the victim's fault, with what to do.
-fn wait_shown(cluster: &Cluster) -> Result<()> {
+fn wait_shown(cluster: &Cluster, what_to_do: &str) -> Result<()> {
     let name = cluster.node(VICTIM).name();
     wait_until("the fault to be shown", PATIENCE, || {
         for node in cluster.nodes().iter().filter(|node| node.name() != name) {
-            let status = node.status()?;
-            let shown = status.nodes.iter().find(|member| member.name == name);
-            let shown = shown.context("it is no member")?;
+            let shown = shown_on(node, cluster)?;
             let fault = shown.rest.get("fault").and_then(Value::as_str);
             let fault = fault.context("no fault is shown")?;
             ensure!(!shown.live, "it is held for live");
-            ensure!(
-                fault.contains("see to the disk"),
-                "the fault is told as: {fault}"
-            );
+            ensure!(fault.contains(what_to_do), "the fault is told as: {fault}");
         }
         Ok(Some(()))
     })
+}
+
+/// The victim as another node shows it.
+fn shown_on(node: &Node, cluster: &Cluster) -> Result<Member> {
+    let name = cluster.node(VICTIM).name();
+    let nodes = node.status()?.nodes;
+    let mut shown = nodes.into_iter().filter(|member| member.name == name);
+    shown.next().context("it is no member")
 }

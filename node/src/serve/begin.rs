@@ -123,10 +123,9 @@ fn timing(options: &ServeOptions) -> Timing {
     let default = Timing::default();
     match options.election_ms {
         None => default,
-        Some(shortest) => Timing {
-            heartbeat: (shortest / 4).max(1),
-            election_min: shortest.max(4),
-            election_max: shortest.max(4).saturating_mul(8) / 5,
+        Some(election) => Timing {
+            heartbeat: (election / 6).max(1),
+            election: election.max(6),
         },
     }
 }

@@ -138,7 +138,7 @@ pub async fn serve(
     let all = |why| proto::ProposeReply {
         results: (0..count).map(|_| encode_result(Err(why))).collect(),
     };
-    if !inner.view.borrow().leading || inner.check_running().is_err() {
+    if !inner.view().leading || inner.check_running().is_err() {
         return Ok(all(Why::NotLeader));
     }
     let Ok(places) = inner.desk.bench.try_reserve_many(count) else {

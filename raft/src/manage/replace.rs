@@ -114,7 +114,7 @@ fn look_at(inner: &Inner, id: u64) -> Seen {
     let name = inner
         .memory
         .read(|state| state.member(NodeId(id)).map(|member| member.name.clone()));
-    let view = inner.view.borrow();
+    let view = inner.view();
     Seen {
         id,
         member: name.is_some(),
@@ -138,7 +138,7 @@ pub async fn carry_out(inner: &Arc<Inner>, dead: u64, new: u64) -> Result<(), Er
     }
     let deadline = Instant::now() + WAIT;
     loop {
-        if !inner.view.borrow().leading {
+        if !inner.view().leading {
             return Err(Error::NoLeader);
         }
         match next_step(&look_at(inner, dead), &look_at(inner, new)) {
@@ -168,7 +168,7 @@ fn not_yet(inner: &Inner, dead: u64, new: u64) -> Error {
              this command again"
         ));
     }
-    let view = inner.view.borrow();
+    let view = inner.view();
     let matched = view.matched.get(&new.id).copied().unwrap_or(0);
     Error::NotYet(format!(
         "node `{is}` does not vote yet, it is {} log entries behind; nothing was removed. Give this \

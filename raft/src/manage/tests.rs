@@ -75,7 +75,7 @@ async fn voters_that_an_earlier_leader_left_half_changed_settle() {
     until("it is gone", || !inner.board.is_live(gone.node_id().0)).await;
     // The last change, which made the third a voter, is over.
     let turn = inner.handover.lock().await;
-    let voters = inner.view.borrow().all_voters();
+    let voters = inner.view().all_voters();
     let mut fewer = voters.clone();
     fewer.remove(&gone.node_id().0);
     let halfway = Membership::new(vec![voters, fewer.clone()], super::members(inner)).unwrap();
@@ -87,7 +87,7 @@ async fn voters_that_an_earlier_leader_left_half_changed_settle() {
     drop(turn);
     for node in [leader, other] {
         until("the change is completed", || {
-            node.inner.view.borrow().voters == [fewer.clone()]
+            node.inner.view().voters == [fewer.clone()]
         })
         .await;
     }

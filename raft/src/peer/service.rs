@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use muster_storage::NodeId;
 use muster_storage::model::Sha256;
+use openraft::raft::VoteRequest;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 use uuid::Uuid;
@@ -17,9 +18,9 @@ use super::serve::Origin;
 use crate::inner::Inner;
 use crate::store::Receiver;
 use crate::tls::{PeerCertificate, peer_name};
-use crate::types::{RaftSnapshot, Vote};
+use crate::types::{RaftSnapshot, TypeConfig, Vote};
 use crate::wire::{proto, required_vote};
-use crate::{artifacts, desk, drain, join, manage, pulse, renew};
+use crate::{artifacts, desk, drain, join, manage, pulse, renew, succession};
 
 type Reply<T> = Result<Response<T>, Status>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -110,9 +111,7 @@ impl Service {
             )),
             Known::Removed => Err(Status::permission_denied(REMOVED)),
             Known::Nothing if for_raft => Ok(()),
-            Known::NotYet if for_raft && self.inner.view.borrow().nodes.contains_key(&from) => {
-                Ok(())
-            }
+            Known::NotYet if for_raft && self.inner.view().nodes.contains_key(&from) => Ok(()),
             Known::Nothing | Known::NotYet => not_yet(),
         }
     }
@@ -235,7 +234,9 @@ impl proto::peer_server::Peer for Service {
     async fn vote(&self, request: Request<proto::VoteRequest>) -> Reply<proto::VoteReply> {
         let (_, request) = self.guard_raft(request)?;
         let pre = request.pre;
-        let request = request.try_into()?;
+        let mut request: VoteRequest<TypeConfig> = request.try_into()?;
+        // There is nobody whose lease this node would have to keep.
+        request.leadership_transfer |= succession::ended_leader(&self.inner).is_some();
         let raft = &self.inner.raft;
         let response = if pre {
             raft.pre_vote(request).await

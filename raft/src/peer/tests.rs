@@ -28,7 +28,7 @@ async fn an_established_connection_ends_with_the_membership() {
         .await
         .unwrap();
     until("both vote", || {
-        let view = founder.inner.view.borrow();
+        let view = founder.inner.view();
         view.is_voter(joined.node_id().0)
     })
     .await;

@@ -88,7 +88,7 @@ pub fn outcomes_before_commit(inner: &Arc<Inner>, entry: &Bytes) -> Option<Vec<O
         return None;
     }
     let decoded = schema::decode_entry(entry).ok()?;
-    let next = inner.view.borrow().last_log.saturating_add(1);
+    let next = inner.view().last_log.saturating_add(1);
     let mut state = inner.memory.read(State::clone);
     let outcomes = state.apply(Revision::new(next, 0), &decoded);
     let (raft, bytes) = (inner.raft.clone(), EntryBytes(entry.clone()));

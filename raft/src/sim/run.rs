@@ -161,7 +161,7 @@ async fn settle(world: &Arc<World>) -> Result<(), String> {
         let voters = world
             .leader()
             .and_then(|leader| world.life(leader))
-            .map(|life| life.cluster.inner.view.borrow().all_voters().len());
+            .map(|life| life.cluster.inner.view().all_voters().len());
         voters == Some(size)
     };
     if !world.wait(HEALING, vote).await {

@@ -20,6 +20,7 @@ use crate::board::Board;
 use crate::clock;
 use crate::cluster::Cluster;
 use crate::desk::{self, Desk};
+use crate::disk::{self, Disk};
 use crate::host::Host;
 use crate::identity::{Files, Identity};
 use crate::inner::Inner;
@@ -30,7 +31,7 @@ use crate::store::Memory;
 use crate::tls::{self, Certificate, Credential, Names, NodeKey, Sealer};
 use crate::types::Raft;
 use crate::view::{self, View};
-use crate::{Error, manage, pulse, reads, trim};
+use crate::{Error, manage, pulse, reads, succession, trim};
 
 /// Gossip that a slow listener may fall behind by.
 const GOSSIP_BACKLOG: usize = 4096;
@@ -77,10 +78,12 @@ pub async fn assemble(
     } = parts;
     std::fs::create_dir_all(&snapshots)
         .map_err(Error::io(format!("making {}", snapshots.display())))?;
+    let disk = Disk::default();
     let (machine, log) = {
         let (engine, on) = (engine.0.clone(), host.clone());
         let (dir, no_sync) = (options.data_dir.clone(), options.unsafe_no_sync);
-        let opening = move || stores::take(&engine, &on, &dir, snapshots, no_sync);
+        let disk = disk.clone();
+        let opening = move || stores::take(&engine, &disk, &on, &dir, snapshots, no_sync);
         let opened = host.blocking(None, move || Ok(opening())).await;
         opened.map_err(Error::io("reading stored data"))??
     };
@@ -111,7 +114,7 @@ pub async fn assemble(
     )?;
     let holder = Arc::clone(credentials.holder());
 
-    let (view_sender, view) = watch::channel(View::default());
+    let (view_sender, view) = watch::channel(Arc::<View>::default());
     let lookup = {
         let (memory, view) = (Arc::clone(&memory), view.clone());
         let bootstrap: BTreeMap<u64, String> = bootstrap.into_iter().collect();
@@ -162,6 +165,7 @@ pub async fn assemble(
         stopped: tokio::sync::OnceCell::new(),
         progress: memory.progress(),
         memory,
+        disk,
         view,
         links,
         board: Board::new(),
@@ -190,12 +194,14 @@ pub async fn assemble(
     desk::start(&inner, queues);
     inner.spawn(reads::run(Arc::clone(&inner), reads_queue));
     inner.spawn(catch_up(Arc::clone(&inner)));
+    inner.spawn(disk::watch_faults(Arc::clone(&inner)));
     inner.spawn(trim::run(Arc::clone(&inner), log_size));
     if let Some((_, listener)) = outside {
         let server_tls = Arc::new(tls::peer_server(&holder, &inner.ca_pem)?);
         let service = Service::new(Arc::clone(&inner));
         let stop = inner.stop.clone();
         inner.spawn(peer::serve(listener, server_tls, service, stop));
+        inner.spawn(disk::watch_room(Arc::clone(&inner)));
         inner.spawn(renew::run(Arc::clone(&inner)));
         meet_peers(&inner);
     }
@@ -205,6 +211,7 @@ pub async fn assemble(
 /// Starts what a node does among peers.
 pub fn meet_peers(inner: &Arc<Inner>) {
     inner.spawn(pulse::run(Arc::clone(inner)));
+    inner.spawn(succession::run(Arc::clone(inner)));
     inner.spawn(manage::run(Arc::clone(inner)));
     inner.spawn(manage::announce(Arc::clone(inner)));
     inner.spawn(artifacts::run(Arc::clone(inner)));
@@ -245,7 +252,7 @@ async fn catch_up(inner: Arc<Inner>) {
     clock.caught_up();
     // The leader finds out what the time is, the others hear it from those who know.
     while clock.now().is_none() && inner.check_running().is_ok() {
-        if inner.view.borrow().leads_quorum(inner.id.0) {
+        if inner.view().leads_quorum(inner.id.0) {
             clock::stamp(&inner).await;
         } else {
             tokio::time::sleep(HEARING).await;

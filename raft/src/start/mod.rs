@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 
 use crate::Error;
 use crate::cluster::Cluster;
+use crate::disk;
 use crate::host::Host;
 use crate::identity::{Files, Identity};
 use crate::join::{self, Admission};
@@ -121,6 +122,7 @@ async fn resume(
 /// Opens the stores. A node that once had a log is given no new one: it would have forgotten its
 /// votes and what it acknowledged.
 fn open(dir: &Path, identity: &Identity) -> Result<Open, Error> {
+    disk::check_for_start(dir)?;
     let known = identity.complete && identity.has_log;
     let doing = || Error::io(format!("opening {}", dir.display()));
     let log = dir.join("log");

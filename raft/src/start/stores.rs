@@ -7,6 +7,7 @@ use muster_storage::engine::{Engine, Rows};
 
 use super::join_anew;
 use crate::Error;
+use crate::disk::Disk;
 use crate::host::Host;
 use crate::store::{LogStore, Machine, Snapshot, check_end, forget_end};
 
@@ -14,14 +15,16 @@ use crate::store::{LogStore, Machine, Snapshot, check_end, forget_end};
 /// promised, and must be whole; rows are put back from the snapshot and the log.
 pub fn take(
     engine: &Engine,
+    disk: &Disk,
     host: &Host,
     dir: &Path,
     snapshots: PathBuf,
     unsafe_no_sync: bool,
 ) -> Result<(Machine, LogStore), Error> {
-    let log = LogStore::open(engine, host, unsafe_no_sync).map_err(|error| of_log(dir, error))?;
+    let log =
+        LogStore::open(engine, disk, host, unsafe_no_sync).map_err(|error| of_log(dir, error))?;
     let reading = || Error::io("reading stored data");
-    let open = |snapshots| Machine::open(engine, snapshots, host.clone());
+    let open = |snapshots| Machine::open(engine, disk, snapshots, host.clone());
     let machine = match open(snapshots.clone()) {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             put_aside(&*engine.rows, dir, &snapshots, log.purged(), &error)?;

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::inspect::{copy_parts, decode};
 use super::{LogStore, Snapshot, check_end, claim, note};
 use crate::Error;
+use crate::disk::Disk;
 use crate::host::Host;
 use crate::identity::{Files, Identity};
 use crate::start::{join_anew, lost, of_log};
@@ -166,7 +167,7 @@ fn check_log(log: Arc<dyn Log>, rows: &RocksRows) -> io::Result<()> {
             log,
             rows: Engine::memory().rows,
         };
-        LogStore::open(&engine, &Host::Real, true)?.check_vote(applied)?;
+        LogStore::open(&engine, &Disk::default(), &Host::Real, true)?.check_vote(applied)?;
     }
     Ok(())
 }

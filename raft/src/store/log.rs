@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use super::note;
 use super::sync::{Syncer, Waiter};
+use crate::disk::Disk;
 use crate::host::Host;
 use crate::types::{LogEntry, LogId, TypeConfig, Vote};
 use crate::wire::proto;
@@ -36,6 +37,7 @@ pub struct LogStore {
 struct Inner {
     log: Arc<dyn Log>,
     rows: Arc<dyn Rows>,
+    disk: Disk,
     syncer: Syncer,
     known: Mutex<Known>,
     size: Arc<Size>,
@@ -174,7 +176,12 @@ impl LogStore {
     ///
     /// # Errors
     /// Of kind `InvalidData` when it is damaged; and when the disk fails.
-    pub fn open(engine: &Engine, host: &Host, unsafe_no_sync: bool) -> io::Result<Self> {
+    pub fn open(
+        engine: &Engine,
+        disk: &Disk,
+        host: &Host,
+        unsafe_no_sync: bool,
+    ) -> io::Result<Self> {
         let log = Arc::clone(&engine.log);
         let id = |name| -> io::Result<Option<LogId>> {
             let bytes = log.note(name)?;
@@ -206,7 +213,8 @@ impl LogStore {
         };
         Ok(Self {
             inner: Arc::new(Inner {
-                syncer: Syncer::start(Arc::clone(&log), host, unsafe_no_sync)?,
+                syncer: Syncer::start(Arc::clone(&log), disk.clone(), host, unsafe_no_sync)?,
+                disk: disk.clone(),
                 log,
                 rows: Arc::clone(&engine.rows),
                 known: Mutex::new(known),
@@ -356,7 +364,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let bytes = proto::Vote::from(vote).encode_to_vec();
-        self.inner.log.set_note(note::VOTE, &bytes)?;
+        let inner = &self.inner;
+        inner
+            .disk
+            .write(|| inner.log.set_note(note::VOTE, &bytes))?;
         self.known().vote = Some(*vote);
         self.barrier().await
     }
@@ -364,7 +375,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         if let Some(id) = &committed {
             let bytes = proto::LogId::from(id).encode_to_vec();
-            self.inner.log.set_note(note::COMMITTED, &bytes)?;
+            let inner = &self.inner;
+            inner
+                .disk
+                .write(|| inner.log.set_note(note::COMMITTED, &bytes))?;
         }
         self.known().committed = committed;
         Ok(())
@@ -388,7 +402,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .iter()
             .map(|entry| (entry.index(), proto::LogEntry::from(entry).encode_to_vec()))
             .collect();
-        self.inner.log.append(&stored)?;
+        let inner = &self.inner;
+        if !inner.disk.has_room().await {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        inner.disk.write(|| inner.log.append(&stored))?;
         self.inner.size.grow(&stored);
         metrics::counter!("muster_raft_log_entries_total").increment(stored.len() as u64);
         let mut known = self.known();
@@ -402,7 +420,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let first = last.map_or(0, |id| id.index().saturating_add(1));
-        self.inner.log.truncate(first)?;
+        let inner = &self.inner;
+        inner.disk.write(|| inner.log.truncate(first))?;
         let mut known = self.known();
         while known
             .tail

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::{Snapshot, note};
 use crate::clock::Clock;
 use crate::digests::Marks;
+use crate::disk::Disk;
 use crate::host::Host;
 use crate::types::{LogId, Outcomes, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire::proto;
@@ -151,6 +152,7 @@ impl Memory {
 /// The state machine that openraft drives.
 pub struct Machine {
     memory: Arc<Memory>,
+    disk: Disk,
     applied: Option<LogId>,
     membership: StoredMembership,
 }
@@ -165,7 +167,7 @@ impl Machine {
     /// # Errors
     /// Of kind `InvalidData` when the rows are damaged, `Unsupported` when a newer muster wrote them;
     /// and when the disk fails.
-    pub fn open(engine: &Engine, snapshots: PathBuf, host: Host) -> io::Result<Self> {
+    pub fn open(engine: &Engine, disk: &Disk, snapshots: PathBuf, host: Host) -> io::Result<Self> {
         let rows = Arc::clone(&engine.rows);
         let applied = rows.note(note::APPLIED)?;
         let applied = applied
@@ -213,6 +215,7 @@ impl Machine {
         });
         Ok(Self {
             memory,
+            disk: disk.clone(),
             applied,
             membership,
         })
@@ -281,17 +284,16 @@ impl Machine {
             return Ok(());
         };
         let digest = self.memory.read(State::digest);
-        self.memory.rows.write(
-            rows,
-            &[
-                (note::APPLIED, proto::LogId::from(applied).encode_to_vec()),
-                (
-                    note::MEMBERSHIP,
-                    proto::StoredMembership::from(&self.membership).encode_to_vec(),
-                ),
-                (note::DIGEST, digest.0.to_vec()),
-            ],
-        )?;
+        let notes = [
+            (note::APPLIED, proto::LogId::from(applied).encode_to_vec()),
+            (
+                note::MEMBERSHIP,
+                proto::StoredMembership::from(&self.membership).encode_to_vec(),
+            ),
+            (note::DIGEST, digest.0.to_vec()),
+        ];
+        let written = self.disk.write(|| self.memory.rows.write(rows, &notes));
+        written?;
         rows.clear();
         self.memory.advance(*applied);
         for (responder, outcomes) in replies.drain(..) {

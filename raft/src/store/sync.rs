@@ -13,6 +13,7 @@ use tokio::sync::mpsc::error::SendError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
+use crate::disk::Disk;
 use crate::host::Host;
 use crate::types::TypeConfig;
 
@@ -46,10 +47,16 @@ pub struct Syncer {
 impl Syncer {
     /// Starts the thread. With `unsafe_no_sync` it reports success without syncing, so that a test
     /// of power cuts can be seen to bite.
-    pub fn start(log: Arc<dyn Log>, host: &Host, unsafe_no_sync: bool) -> io::Result<Self> {
+    pub fn start(
+        log: Arc<dyn Log>,
+        disk: Disk,
+        host: &Host,
+        unsafe_no_sync: bool,
+    ) -> io::Result<Self> {
         let (queue, waiters) = unbounded_channel();
         let worker = SyncWorker {
             log,
+            disk,
             unsafe_no_sync,
             failed: None,
         };
@@ -68,6 +75,7 @@ impl Syncer {
 /// What the thread does.
 pub struct SyncWorker {
     log: Arc<dyn Log>,
+    disk: Disk,
     unsafe_no_sync: bool,
     /// After a failed sync the page cache cannot be trusted: nothing is promised any more.
     failed: Option<io::Error>,
@@ -92,7 +100,7 @@ impl SyncWorker {
     pub fn settle(&mut self, batch: Vec<Waiter>) {
         if self.failed.is_none() && !self.unsafe_no_sync {
             let start = Instant::now();
-            if let Err(error) = self.log.sync() {
+            if let Err(error) = self.disk.write(|| self.log.sync()) {
                 tracing::error!(%error, "cannot sync the log; this node stops taking part");
                 self.failed = Some(error);
             }

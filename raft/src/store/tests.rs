@@ -7,6 +7,7 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
 use super::{LogStore, Machine};
+use crate::disk::Disk;
 use crate::host::Host;
 use crate::types::TypeConfig;
 
@@ -20,8 +21,8 @@ fn failed(error: std::io::Error) -> StorageError<TypeConfig> {
 fn build(engine: &Engine, dir: &TempDir) -> Result<(LogStore, Machine), StorageError<TypeConfig>> {
     let snapshots = dir.path().join("snapshots");
     std::fs::create_dir_all(&snapshots).map_err(failed)?;
-    let log = LogStore::open(engine, &Host::Real, false).map_err(failed)?;
-    let machine = Machine::open(engine, snapshots, Host::Real).map_err(failed)?;
+    let log = LogStore::open(engine, &Disk::default(), &Host::Real, false).map_err(failed)?;
+    let machine = Machine::open(engine, &Disk::default(), snapshots, Host::Real).map_err(failed)?;
     Ok((log, machine))
 }
 
