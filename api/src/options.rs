@@ -1,7 +1,9 @@
 //! DHCP options as people write them in a subnet: by number or name, encoded by registered type
 //! (RFC 2132 and the IANA registry).
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::LazyLock;
 
 use dhcproto::Name;
 use dhcproto::v4::{DhcpOption, OptionCode};
@@ -48,6 +50,7 @@ enum Type {
     Text,
     Domains,
     Routes,
+    Vendors,
 }
 
 /// Options that say what the exchange is, so that no subnet may set them.
@@ -83,6 +86,7 @@ fn type_of(code: u8) -> Type {
         2 => Type::I32,
         119 => Type::Domains,
         121 | 249 => Type::Routes,
+        124 | 125 => Type::Vendors,
         _ => Type::Text,
     }
 }
@@ -102,9 +106,7 @@ pub fn code_of(key: &str) -> Result<u8, BadOption> {
         Ok(code) => code,
         Err(_) => {
             let wanted = plain(key);
-            (1..=254)
-                .find(|code| plain(&format!("{:?}", OptionCode::from(*code))) == wanted)
-                .ok_or_else(unknown)?
+            NAMES.get(&wanted).copied().ok_or_else(unknown)?
         }
     };
     match code {
@@ -113,6 +115,13 @@ pub fn code_of(key: &str) -> Result<u8, BadOption> {
         code => Ok(code),
     }
 }
+
+/// Codes by plain name.
+static NAMES: LazyLock<BTreeMap<String, u8>> = LazyLock::new(|| {
+    let name = |code| plain(&format!("{:?}", OptionCode::from(code)));
+    // Of two of one name the lower code.
+    (1..=254).rev().map(|code| (name(code), code)).collect()
+});
 
 fn plain(name: &str) -> String {
     name.chars()
@@ -170,6 +179,8 @@ pub fn encode(code: u8, text: &str) -> Result<Vec<u8>, BadOption> {
         Type::Routes => {
             routes(list()).ok_or_else(|| bad("a list of routes, as in 10.0.0.0/8 10.77.0.1"))
         }
+        Type::Vendors => vendors(list())
+            .ok_or_else(|| bad("a list of enterprise numbers with values, as in 4491 0x0102aabb")),
     }
 }
 
@@ -209,6 +220,24 @@ fn routes<'a>(items: impl Iterator<Item = &'a str>) -> Option<Vec<u8>> {
     Some(value)
 }
 
+/// RFC 3925 §3 and §4: enterprise number, length, and what that enterprise defines: text, or octets
+/// after `0x`.
+fn vendors<'a>(items: impl Iterator<Item = &'a str>) -> Option<Vec<u8>> {
+    let mut value = Vec::new();
+    for item in items {
+        let (enterprise, data) = item.split_once(' ')?;
+        let enterprise: u32 = enterprise.parse().ok()?;
+        let data = match data.trim().strip_prefix("0x") {
+            Some(digits) => hex::decode(digits).ok()?,
+            None => data.trim().as_bytes().to_vec(),
+        };
+        value.extend(enterprise.to_be_bytes());
+        value.push(u8::try_from(data.len()).ok()?);
+        value.extend(data);
+    }
+    Some(value)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -232,7 +261,7 @@ mod tests {
 
     #[test]
     fn values_are_encoded_by_type() {
-        let rows: [(u8, &str, &[u8]); 14] = [
+        let rows: [(u8, &str, &[u8]); 17] = [
             (42, "10.77.0.1", &[10, 77, 0, 1]),
             (6, "10.0.0.1, 10.0.0.2", &[10, 0, 0, 1, 10, 0, 0, 2]),
             (26, "9000", &[0x23, 0x28]),
@@ -246,12 +275,38 @@ mod tests {
             (224, "text", b"text"),
             (224, "0x0aff", &[0x0a, 0xff]),
             (119, "a.example", b"\x01a\x07example\0"),
+            // RFC 3397 §2: compressed by pointers into the whole value.
+            (
+                119,
+                "eng.a.example, b.a.example",
+                b"\x03eng\x01a\x07example\0\x01b\xc0\x04",
+            ),
+            // RFC 3442: only significant octets of the destination.
             (121, "10.0.0.0/8 10.77.0.1", &[8, 10, 10, 77, 0, 1]),
+            (
+                121,
+                "0.0.0.0/0 10.77.0.1, 10.17.128.0/17 10.77.0.2",
+                &[0, 10, 77, 0, 1, 17, 10, 17, 128, 10, 77, 0, 2],
+            ),
+            // RFC 3925 §4.
+            (
+                125,
+                "4491 0x0102aabb, 343 x",
+                &[
+                    0, 0, 0x11, 0x8b, 4, 1, 2, 0xaa, 0xbb, 0, 0, 1, 0x57, 1, b'x',
+                ],
+            ),
         ];
         for (code, text, expected) in rows {
             assert_eq!(encode(code, text).unwrap(), expected, "{code} {text}");
         }
-        for (code, text) in [(42, "host"), (26, "70000"), (19, "maybe"), (43, "0x0")] {
+        for (code, text) in [
+            (42, "host"),
+            (26, "70000"),
+            (19, "maybe"),
+            (43, "0x0"),
+            (125, "x"),
+        ] {
             assert!(encode(code, text).is_err(), "{code} {text}");
         }
     }

@@ -102,6 +102,52 @@ fn init_reboot() {
     assert_eq!(world.reply(&astray).kind, MessageType::Nak);
 }
 
+/// §4.3.2, INIT-REBOOT through a relay: the network is the relay's, or the one that it names
+/// (RFC 3527); an unknown network is met with silence.
+#[test]
+fn init_reboot_through_a_relay() {
+    let mut world = World::new();
+    let own = world.lease(MAC);
+    let far = ip("192.0.2.1");
+    let selects = [5, 4, 10, 77, 0, 0];
+    let rows: [(&str, Packet, Result<MessageType, Reason>); 6] = [
+        (
+            "right",
+            Packet::reboot(MAC, own).giaddr(RELAY),
+            Ok(MessageType::Ack),
+        ),
+        (
+            "known, wrong address",
+            Packet::reboot(MAC, ip("10.77.0.7")).giaddr(RELAY),
+            Ok(MessageType::Nak),
+        ),
+        (
+            "unknown, wrong network",
+            Packet::reboot(OTHER, far).giaddr(RELAY),
+            Ok(MessageType::Nak),
+        ),
+        (
+            "unknown, right network",
+            Packet::reboot(OTHER, ip("10.77.0.7")).giaddr(RELAY),
+            Err(Reason::UnknownClient),
+        ),
+        (
+            "right, by link selection",
+            Packet::reboot(MAC, own).giaddr(far).option(82, &selects),
+            Ok(MessageType::Ack),
+        ),
+        (
+            "a network that is not served",
+            Packet::reboot(MAC, own).giaddr(far),
+            Err(Reason::UnknownSubnet),
+        ),
+    ];
+    for (what, packet, expected) in rows {
+        let kind = world.answer(&packet).map(|reply| reply.unwrap().kind);
+        assert_eq!(kind, expected, "{what}");
+    }
+}
+
 /// §4.3.2, INIT-REBOOT: a lease that ran out is had again while nobody else got the address.
 #[test]
 fn init_reboot_after_expiry() {

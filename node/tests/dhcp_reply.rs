@@ -234,6 +234,60 @@ fn echoes_and_padding() {
     assert_eq!(plain.get(82), None);
 }
 
+/// RFC 3011 §2: a client that selects a subnet drops an OFFER or ACK that does not say so, whatever
+/// it asks for, and also where the relay's choice (RFC 3527) comes before its own.
+#[test]
+fn subnet_selection_is_echoed() {
+    let mut world = World::new();
+    let selected = [10, 77, 0, 0];
+    let packet = Packet::discover(MAC)
+        .option(118, &selected)
+        .option(55, &[1, 3]);
+    let relayed = packet
+        .clone()
+        .option(118, &[192, 0, 2, 0])
+        .giaddr(RELAY)
+        .option(82, &[5, 4, 10, 77, 0, 0]);
+    assert_eq!(read(&mut world, &packet).get(118), Some(&selected[..]));
+    assert_eq!(
+        read(&mut world, &relayed).get(118),
+        Some(&[192, 0, 2, 0][..])
+    );
+    assert_eq!(
+        read(&mut world, &Packet::discover(MAC)).get(118),
+        None,
+        "never invented"
+    );
+}
+
+/// RFC 5071 §2: pxelinux reads its options out of what the ROM was answered; who does not boot gets
+/// them on request only. RFC 8925 §3.3: 108 is for those alone that ask for it.
+#[test]
+fn options_that_are_sent_unasked_or_never_unasked() {
+    let mut world = World::with(|subnet| {
+        let mut set = |code: &str, value: &str| {
+            subnet.options.insert(code.to_owned(), value.to_owned());
+        };
+        set("208", "0xf100747e");
+        set("209", "pxelinux.cfg/lab");
+        set("108", "1800");
+    });
+    let rom = read(&mut world, &Packet::discover(MAC).pxe(0));
+    assert_eq!(rom.get(208), Some(&[0xf1, 0, 0x74, 0x7e][..]));
+    assert_eq!(rom.get(209), Some(&b"pxelinux.cfg/lab"[..]));
+    let rows: [(&[u8], bool, bool); 4] = [
+        (&[1, 3], false, false),
+        (&[1, 209], true, false),
+        (&[1, 108], false, true),
+        (&[], true, false),
+    ];
+    for (list, pxelinux, ipv6_only) in rows {
+        let plain = read(&mut world, &Packet::discover(OTHER).option(55, list));
+        let has = (plain.get(209).is_some(), plain.get(108).is_some());
+        assert_eq!(has, (pxelinux, ipv6_only), "{list:?}");
+    }
+}
+
 /// RFC 2132 §9.10 and §9.3: never longer than the client takes; what does not fit goes into the
 /// unused fields, and what is needed never falls out.
 #[test]

@@ -8,7 +8,7 @@ use dhcproto::{Encodable as _, Encoder};
 use muster_storage::Mac;
 
 use super::firmware::Boot;
-use super::request::Request;
+use super::request::{Firmware, Request};
 
 /// Octets of the smallest reply: old ROMs drop less (RFC 951 §3, RFC 1542 §2.1).
 const MESSAGE_MIN: usize = 300;
@@ -38,10 +38,12 @@ const VENDOR_CLASS: u8 = 60;
 const CLIENT_IDENTIFIER: u8 = 61;
 const SERVER_NAME: u8 = 66;
 const BOOT_FILE: u8 = 67;
+const IPV6_ONLY: u8 = 108;
+const SUBNET_SELECTION: u8 = 118;
 const END: u8 = 255;
 
 /// What never falls out of a reply that is too small for everything.
-const ESSENTIAL: [u8; 9] = [
+const ESSENTIAL: [u8; 10] = [
     SUBNET_MASK,
     LEASE_TIME,
     MESSAGE_TYPE,
@@ -51,7 +53,11 @@ const ESSENTIAL: [u8; 9] = [
     VENDOR_CLASS,
     CLIENT_IDENTIFIER,
     BOOT_FILE,
+    SUBNET_SELECTION,
 ];
+
+/// What pxelinux reads out of the ROM's reply, although the ROM does not ask for it (RFC 5071 §2).
+const PXELINUX: std::ops::RangeInclusive<u8> = 208..=211;
 
 /// Options that must stand before the router (RFC 2132 §3.3; RFC 3442 for 121 and its twin 249).
 const BEFORE_ROUTER: [u8; 3] = [SUBNET_MASK, 121, 249];
@@ -213,6 +219,10 @@ impl Reply {
                 offered.insert(SERVER_NAME, name.into_bytes());
             }
             needed.extend(boot.options.iter().cloned());
+            if request.firmware == Some(Firmware::Pxe) {
+                let pxelinux = offered.range(PXELINUX);
+                needed.extend(pxelinux.map(|(code, value)| (*code, value.clone())));
+            }
             // UEFI HTTP boot reads the URL here whether it asked or not; so does whoever gets a
             // name that the field has no room for.
             if boot.file.contains("://") || boot.file.len() >= 128 {
@@ -226,6 +236,13 @@ impl Reply {
         if let Some(id) = &request.client.client_id {
             needed.push((CLIENT_IDENTIFIER, id.0.clone()));
         }
+        // RFC 3011 §2: a client that sends it drops replies without it.
+        if let Some(link) = request
+            .subnet_selection
+            .filter(|_| self.kind != MessageType::Nak)
+        {
+            needed.push((SUBNET_SELECTION, link.octets().to_vec()));
+        }
         let mut options = first;
         let mut add = |code: u8, value: &Vec<u8>| {
             if options.iter().all(|(have, _)| *have != code) {
@@ -234,7 +251,8 @@ impl Reply {
         };
         let own = |code| needed.iter().find(|(have, _)| *have == code);
         if request.parameters.is_empty() {
-            for (code, value) in &offered {
+            // RFC 8925 §3.3: never to a client that does not ask for it.
+            for (code, value) in offered.iter().filter(|(code, _)| **code != IPV6_ONLY) {
                 add(*code, value);
             }
         }

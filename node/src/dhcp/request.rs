@@ -130,6 +130,8 @@ pub struct Request {
     pub machine_id: Option<Vec<u8>>,
     /// Option 82.
     pub relay: Option<Relay>,
+    /// Option 118, echoed (RFC 3011 §2).
+    pub subnet_selection: Option<Ipv4Addr>,
     /// The client as the replicated state sees it.
     pub client: Client,
     /// Where the packet came in.
@@ -176,7 +178,8 @@ impl Request {
             .get(OptionCode::RelayAgentInformation)
             .map(Relay::read)
             .transpose()?;
-        let link = link(&header, &options, relay.as_ref(), &arrival)?;
+        let subnet_selection = options.address(OptionCode::SubnetSelection)?;
+        let link = link(&header, subnet_selection, relay.as_ref(), &arrival);
         let mut chaddr = [0; 16];
         for (to, from) in chaddr.iter_mut().zip(bytes.iter().skip(28)) {
             *to = *from;
@@ -213,6 +216,7 @@ impl Request {
                 relay: relay.as_ref().map(|relay| Octets(relay.option.clone())),
             },
             relay,
+            subnet_selection,
             arrival,
         })
     }
@@ -248,24 +252,22 @@ impl Request {
 /// unicast, perhaps through routers, else the interface.
 fn link(
     header: &borrowed::Message<'_>,
-    options: &Fields,
+    subnet_selection: Option<Ipv4Addr>,
     relay: Option<&Relay>,
     arrival: &Arrival,
-) -> Result<Vec<Ipv4Addr>, Malformed> {
-    if let Some(address) = relay.and_then(|relay| relay.link) {
-        return Ok(vec![address]);
-    }
-    if let Some(address) = options.address(OptionCode::SubnetSelection)? {
-        return Ok(vec![address]);
+) -> Vec<Ipv4Addr> {
+    let selected = relay.and_then(|relay| relay.link).or(subnet_selection);
+    if let Some(address) = selected {
+        return vec![address];
     }
     if !header.giaddr().is_unspecified() {
-        return Ok(vec![header.giaddr()]);
+        return vec![header.giaddr()];
     }
     let unicast = arrival.link.contains(&arrival.destination);
     if unicast && !header.ciaddr().is_unspecified() {
-        return Ok(vec![header.ciaddr()]);
+        return vec![header.ciaddr()];
     }
-    Ok(arrival.link.clone())
+    arrival.link.clone()
 }
 
 /// An Ethernet address; none for other hardware (RFC 4390) and for the address of nobody.
