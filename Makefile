@@ -11,7 +11,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo test test-long sim bench lint fmt clean setup setup-build setup-bench payload
+.PHONY: build demo test test-long sim fuzz bench lint fmt clean setup setup-build setup-bench payload
 
 build: setup-build
 	cargo build $(LOCKED) --workspace --bins
@@ -39,6 +39,12 @@ sim: export MUSTER_SIM_SEED := $(SEED)
 sim: setup-build
 	cargo test $(LOCKED) -p muster-raft --lib -- --exact --nocapture \
 		sim::tests::$(if $(SEED),child,seeds_hold)
+
+# Mutated DHCP packets, more of them than `make test` takes: `make fuzz ROUNDS=20000`.
+ROUNDS ?= 20000
+fuzz: export MUSTER_FUZZ_ROUNDS := $(ROUNDS)
+fuzz: setup-build
+	cargo test $(LOCKED) -p muster-node --test dhcp_fuzz
 
 # Beside etcd (docs/performance.md), then the parts alone. One profile for everything: RocksDB is
 # compiled once.

@@ -191,14 +191,11 @@ impl Draft {
     /// # Errors
     /// When a field is unknown, missing or of the wrong form; the field is named.
     pub fn parse(mut self) -> Result<Object, Problem> {
-        if self.kind == ObjectKind::Subnet
-            && let Some(Value::Object(options)) = self.fields.get_mut("options")
-        {
-            // Numbers and booleans are written as one would expect, too.
-            for value in options.values_mut() {
-                if matches!(value, Value::Number(_) | Value::Bool(_)) {
-                    *value = value.to_string().into();
-                }
+        if matches!(self.kind, ObjectKind::Subnet | ObjectKind::Machine) {
+            options_to_text(self.fields.get_mut("options"));
+            let classes = self.fields.get_mut("classes").and_then(Value::as_array_mut);
+            for class in classes.into_iter().flatten() {
+                options_to_text(class.get_mut("options"));
             }
         }
         let value = Value::Object(self.fields);
@@ -223,6 +220,16 @@ impl Draft {
                 )
             }
         })
+    }
+}
+
+/// DHCP options whose values are numbers or booleans may be written as one would expect, too.
+fn options_to_text(options: Option<&mut Value>) {
+    let options = options.and_then(Value::as_object_mut);
+    for value in options.into_iter().flat_map(Map::values_mut) {
+        if matches!(value, Value::Number(_) | Value::Bool(_)) {
+            *value = value.to_string().into();
+        }
     }
 }
 

@@ -410,10 +410,23 @@ async fn what_takes_the_place_of_callbacks_is_refused() {
     assert!(refused.1.contains("files[0].path"), "{}", refused.1);
 }
 
+/// Of a subnet, of a class of it, of a machine.
 #[tokio::test]
-async fn options_of_a_subnet_can_be_sent() {
+async fn options_can_be_sent() {
     let api = Api::new().await;
-    let with = |option: &str, value: serde_json::Value| json!({"name": "lab", "cidr": "10.77.0.0/24", "options": {option: value}});
+    let with = |option: &str, value: serde_json::Value| {
+        let options = json!({option: value});
+        let subnet = json!({"name": "lab", "cidr": "10.77.0.0/24", "options": options});
+        let class = json!({
+            "name": "lab", "cidr": "10.77.0.0/24", "classes": [{"name": "a", "options": options}],
+        });
+        let machine = json!({"name": "m1", "macs": ["52:54:00:00:00:50"], "options": options});
+        [
+            ("/api/v1/subnets/lab", "options", subnet),
+            ("/api/v1/subnets/lab", "classes[0].options", class),
+            ("/api/v1/machines/m1", "options", machine),
+        ]
+    };
     for (option, value) in [
         ("26", json!(9000)),
         ("ip-forwarding", json!(true)),
@@ -421,9 +434,10 @@ async fn options_of_a_subnet_can_be_sent() {
         ("42", json!("{{ node.address }}")),
         ("224", json!("0x0aff")),
     ] {
-        let body = with(option, value);
-        let answer = api.put("/api/v1/subnets/lab", &body).await;
-        assert!(answer.status.is_success(), "{body}: {}", answer.text);
+        for (path, _, body) in with(option, value) {
+            let answer = api.put(path, &body).await;
+            assert!(answer.status.is_success(), "{body}: {}", answer.text);
+        }
     }
     for (option, value) in [
         ("42", json!("host")),
@@ -432,10 +446,12 @@ async fn options_of_a_subnet_can_be_sent() {
         ("54", json!("10.77.0.1")),
         ("224", json!("0x0")),
     ] {
-        let body = with(option, value);
-        let answer = api.put("/api/v1/subnets/lab", &body).await;
-        let (_, detail) = answer.problem(422);
-        assert!(detail.contains(&format!("options.{option}")), "{detail}");
+        for (path, place, body) in with(option, value) {
+            let answer = api.put(path, &body).await;
+            let (_, detail) = answer.problem(422);
+            let named = format!("{place}.{option}");
+            assert!(detail.contains(&named), "{named}: {detail}");
+        }
     }
 }
 

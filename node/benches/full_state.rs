@@ -197,6 +197,7 @@ fn lease(number: u32) -> Command {
             lease_secs: None,
             hostname: Some(format!("host-{number}")),
             relay: None,
+            traits: Default::default(),
         },
         address: (first + number).into(),
         node: NodeId(1),

@@ -50,6 +50,23 @@ fn what_falls_to_peers_is_left_to_them_first() {
     assert_eq!(world.reply(&Packet::discover(MAC)).kind, MessageType::Offer);
 }
 
+/// When all that is free is on offer, a new client waits until it asks again: of two that are offered
+/// one address one loses. Those that are owed an address do not wait.
+#[test]
+fn what_is_on_offer_is_offered_to_no_other_at_first() {
+    let mut world = World::new();
+    world.lease(OTHER);
+    world.claim = Claim::Offered;
+    let discover = Packet::discover(MAC);
+    assert_eq!(silent(&world.decide(&discover)), Some(Reason::LeftToPeer));
+    world.insist = true;
+    assert_eq!(silent(&world.decide(&discover)), Some(Reason::AllOffered));
+    let owed = world.reply(&Packet::discover(OTHER));
+    assert_eq!(owed.kind, MessageType::Offer);
+    world.again = true;
+    assert_eq!(world.reply(&discover).kind, MessageType::Offer);
+}
+
 /// A removed member's identifier is honoured while leases live that it may have granted.
 #[test]
 fn a_removed_members_identifier_is_honoured_for_a_while() {

@@ -6,7 +6,7 @@ mod dhcp_common;
 use dhcp_common::*;
 use dhcproto::v4::MessageType;
 use ipnet::Ipv4Net;
-use muster_node::dhcp::decide::{Action, Reason};
+use muster_node::dhcp::decide::{Action, Reason, conclude};
 use muster_storage::Command;
 use muster_storage::model::{LeaseState, Match, Object, Subnet, SubnetMode};
 
@@ -364,6 +364,41 @@ fn one_machine_keeps_one_address_through_its_boot() {
     assert_eq!(one.yiaddr, two.yiaddr);
 }
 
+/// RFC 4578 §2.3 and RFC 3046 §3.1, from the packet to the address.
+#[test]
+fn reservations_by_uuid_and_by_port() {
+    let mut world = World::new();
+    let put = |world: &mut World, owner: serde_json::Value| {
+        world.put(Object::Reservation(serde_json::from_value(owner).unwrap()));
+    };
+    let uuid = "00112233-4455-6677-8899-aabbccddeeff";
+    put(
+        &mut world,
+        serde_json::json!({"address": "10.77.0.50", "uuid": uuid}),
+    );
+    put(
+        &mut world,
+        serde_json::json!({"address": "10.77.0.51", "circuit_id": "Gi1"}),
+    );
+    let mut machine_id = vec![0, 0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66];
+    machine_id.extend([0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff]);
+    let rom = |packet: Packet| packet.pxe(7).option(97, &machine_id);
+    let own = ip("10.77.0.50");
+    assert_eq!(world.reply(&rom(Packet::discover(MAC))).yiaddr, own);
+    assert_eq!(world.reply(&rom(Packet::select(MAC, own))).yiaddr, own);
+    // The operating system does not send it.
+    assert_eq!(world.lease(MAC), own);
+
+    let port = |packet: Packet| packet.giaddr(RELAY).option(82, b"\x01\x03Gi1");
+    let own = ip("10.77.0.51");
+    assert_eq!(world.reply(&port(Packet::discover(OTHER))).yiaddr, own);
+    assert_eq!(world.reply(&port(Packet::select(OTHER, own))).yiaddr, own);
+    // RENEWING, by unicast past the relay; late enough to be written.
+    world.pass(6000);
+    let ack = world.reply(&Packet::renew(OTHER, own));
+    assert_eq!((ack.kind, ack.yiaddr), (MessageType::Ack, own));
+}
+
 /// RFC 2131 §4.3.1: a shorter lease that is asked for is granted, a longer one is not.
 #[test]
 fn asked_lease_times() {
@@ -372,6 +407,54 @@ fn asked_lease_times() {
         let packet = Packet::discover(MAC).option(51, &asked.to_be_bytes());
         assert_eq!(world.reply(&packet).lease_secs, Some(granted), "{asked}");
     }
+}
+
+/// RFC 4039 §3: where the subnet allows it, a DISCOVER with option 80 is one commit and an ACK with
+/// it; a copy costs no second write; without a quorum, and without the option, all is as ever.
+#[test]
+fn rapid_commit() {
+    let rapid = |mac| Packet::discover(mac).option(80, &[]);
+    let mut world = World::with(|subnet| subnet.rapid_commit = true);
+    let ack = world.reply(&rapid(MAC));
+    assert_eq!((ack.kind, ack.lease_secs), (MessageType::Ack, Some(3600)));
+    assert_eq!(world.bound(ack.yiaddr).unwrap().state, LeaseState::Bound);
+    let read = Read::of(&ack, &rapid(MAC));
+    assert_eq!(read.get(80), Some(&[][..]));
+    assert!(matches!(world.decide(&rapid(MAC)), Action::Reply(again) if *again == ack));
+    assert_eq!(
+        Read::of(&ack, &Packet::select(MAC, ack.yiaddr)).get(80),
+        None
+    );
+    assert_eq!(
+        world.reply(&Packet::discover(OTHER)).kind,
+        MessageType::Offer
+    );
+    world.quorum = false;
+    assert_eq!(world.answer(&rapid(OTHER)), Err(Reason::NoQuorum));
+    // One that loses in `apply` is silence; the client's next DISCOVER gets another address.
+    world.quorum = true;
+    let Action::Propose(late) = world.decide(&rapid(OTHER)) else {
+        panic!("a write");
+    };
+    let Command::Bind(bind) = &late else {
+        panic!("{late:?}")
+    };
+    let first = Packet::select([2, 0, 0, 0, 0, 9], bind.address);
+    assert_eq!(world.reply(&first).kind, MessageType::Ack);
+    let lost = world.apply(late);
+    let silence = world.view(true, |view| {
+        conclude(
+            &world.state,
+            &rapid(OTHER).request(),
+            &lost,
+            view,
+            world.now,
+        )
+    });
+    assert_eq!(silence, Err(Reason::Refused));
+
+    let mut world = World::new();
+    assert_eq!(world.reply(&rapid(MAC)).kind, MessageType::Offer);
 }
 
 /// RFC 3527, RFC 3011: the link that is selected counts, and an unknown one is never the relay's.
@@ -418,13 +501,13 @@ fn two_subnets_share_a_link() {
         packet
     };
     let mut world = World::with(|subnet| subnet.pools.truncate(0));
-    world.put(Object::Subnet(Subnet {
+    world.put(Object::Subnet(Box::new(Subnet {
         name: "annex".to_owned(),
         cidr: "10.78.0.0/24".parse().unwrap(),
         pools: vec!["10.78.0.100-10.78.0.199".parse().unwrap()],
         routers: vec![annex],
         ..subnet()
-    }));
+    })));
     world.reserve("10.77.0.50", OTHER);
     let offer = world.reply(&both(Packet::discover(MAC)));
     assert!(

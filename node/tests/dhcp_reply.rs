@@ -342,6 +342,22 @@ fn size_limits_and_overload() {
     assert_eq!(offer.file(), "snponly.efi");
 }
 
+/// RFC 3046 §2.2: the relay's option is echoed whole, however long, and takes nothing away that the
+/// client must be told; one that is longer than an option may be is none.
+#[test]
+fn a_long_relay_option_takes_nothing_away() {
+    let mut world = World::new();
+    let relay = [&[1, 253], &[7; 253][..]].concat();
+    let packet = Packet::discover(MAC).giaddr(RELAY).option(82, &relay);
+    let offer = read(&mut world, &packet);
+    for code in [1, 51, 53, 54, 58, 59] {
+        assert!(offer.get(code).is_some(), "option {code}");
+    }
+    assert_eq!(offer.options.last().unwrap(), &(82, relay));
+    let longer = packet.option(82, &[0; 256]);
+    assert!(longer.parse().is_err());
+}
+
 /// RFC 3396: options above 255 octets are split, and read whole.
 #[test]
 fn long_options() {
@@ -446,6 +462,88 @@ fn boot_overrides() {
         (String::new(), None, None)
     );
     assert_eq!(plain.address(20), Ipv4Addr::UNSPECIFIED);
+}
+
+/// What a class says comes before what the subnet says, the first class before others, the machine
+/// before all. RFC 3004 and RFC 3925 tell clients apart, each in the encodings that are met.
+#[test]
+fn options_by_class_and_machine() {
+    let world = || {
+        World::with(|subnet| {
+            let mut set = |code: &str, value: &str| {
+                subnet.options.insert(code.to_owned(), value.to_owned());
+            };
+            set("224", "subnet");
+            set("43", "for others");
+            subnet.classes = serde_json::from_value(serde_json::json!([
+                {"name": "kiosk", "match": {"user_classes": ["kiosk"]},
+                 "options": {"224": "kiosk"}},
+                {"name": "arm", "match": {"architectures": [11]}, "next_server": "10.77.0.8",
+                 "options": {"67": "grub-{{ node }}", "43": "0x0601", "224": "arm"}},
+                {"name": "cable", "match": {"enterprises": [4491]}, "options": {"224": "cable"}},
+                {"name": "behind", "match": {"relays": [RELAY]}, "options": {"224": "behind"}},
+                {"name": "installing", "match": {"bootenvs": ["local"]},
+                 "options": {"224": "installing"}},
+                {"name": "strangers", "match": {"known": false}, "options": {"225": "stranger"}},
+            ]))
+            .unwrap();
+        })
+    };
+    let list = Packet::discover(MAC).option(55, &[43, 224, 225]);
+    let rows = [
+        ("subnet", list.clone()),
+        ("kiosk", list.clone().option(77, b"\x05other\x05kiosk")),
+        ("kiosk", list.clone().option(77, b"kiosk")),
+        ("subnet", list.clone().option(77, b"\x05other")),
+        ("arm", list.clone().option(93, &[0, 7, 0, 11])),
+        (
+            "kiosk",
+            list.clone().option(93, &[0, 11]).option(77, b"kiosk"),
+        ),
+        (
+            "cable",
+            list.clone()
+                .option(124, b"\0\0\x01\x57\x01a\0\0\x11\x8b\x01b"),
+        ),
+        ("cable", list.clone().option(125, b"\0\0\x11\x8b\x00")),
+        ("subnet", list.clone().option(125, b"\0\0\x11")),
+        ("behind", list.clone().giaddr(RELAY)),
+    ];
+    for (expected, packet) in rows {
+        let offer = read(&mut world(), &packet);
+        assert_eq!(offer.get(224), Some(expected.as_bytes()), "{packet:?}");
+        assert_eq!(offer.get(225), Some(&b"stranger"[..]));
+        assert_eq!(offer.file(), "");
+    }
+    let mut owned = world();
+    owned.machine("m1", MAC);
+    let offer = read(&mut owned, &list);
+    assert_eq!(offer.get(224), Some(&b"installing"[..]));
+    assert_eq!(offer.get(225), None);
+    owned.machine_with("m1", MAC, |machine| {
+        let mut set = |code: &str, value: &str| {
+            machine.options.insert(code.to_owned(), value.to_owned());
+        };
+        set("224", "machine {{ node }}");
+        set("hostname", "other");
+        set("67", "own.efi");
+    });
+    let offer = read(&mut owned, &list.clone().option(55, &[12, 224]));
+    assert_eq!(offer.get(224), Some(&b"machine 10.77.0.1"[..]));
+    assert_eq!(offer.get(12), Some(&b"other"[..]));
+    let boot = read(&mut owned, &Packet::discover(MAC).pxe(11));
+    assert_eq!(
+        (boot.file(), boot.address(20)),
+        ("own.efi".to_owned(), ip("10.77.0.8"))
+    );
+
+    let arm = read(&mut world(), &Packet::discover(MAC).pxe(11));
+    assert_eq!(arm.file(), "grub-10.77.0.1");
+    assert_eq!(arm.get(43), Some(&[6, 1][..]));
+    let intel = read(&mut world(), &Packet::discover(MAC).pxe(7));
+    let own = [6, 1, 8, 255];
+    assert_eq!(intel.get(43), Some(&own[..]), "not the subnet's");
+    assert_eq!(intel.address(20), NODE);
 }
 
 /// PXE 2.1 §2.2.2 and §2.2.3: the proxy's OFFER is broadcast, the boot server's ACK goes back to

@@ -92,7 +92,7 @@ fn with_service(
             propose(
                 &cluster,
                 Command::Put {
-                    object: Object::Subnet(subnet()),
+                    object: Object::Subnet(Box::new(subnet())),
                     mode: PutMode::Apply,
                 },
             )

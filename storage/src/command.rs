@@ -239,6 +239,40 @@ pub struct Client {
     pub hostname: Option<String>,
     /// Option 82, whole.
     pub relay: Option<Octets>,
+    /// What classes tell it apart by.
+    #[serde(default, skip_serializing_if = "Traits::is_empty")]
+    pub traits: Traits,
+}
+
+/// What a packet says about the kind of its sender.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Traits {
+    /// Option 60.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vendor_class: Option<String>,
+    /// Option 77.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub user_classes: Vec<String>,
+    /// Enterprise numbers of options 124 and 125.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub enterprises: Vec<u32>,
+    /// Option 93.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub architectures: Vec<u16>,
+    /// Option 97.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
+    /// `giaddr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub giaddr: Option<Ipv4Addr>,
+}
+
+impl Traits {
+    /// Whether the packet says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A REQUEST that is to be granted.

@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
-use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding};
+use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding, Traits};
 use muster_storage::model::{
-    Artifact, Bootenv, JoinToken, Machine, Member, Object, ObjectKind, Octets, Param, Profile,
-    RenderedFile, Reservation, Settings, Sha256, Subnet, Template, Token,
+    Artifact, Bootenv, Class, Condition, JoinToken, Machine, Member, Object, ObjectKind, Octets,
+    Param, Profile, RenderedFile, Reservation, Settings, Sha256, Subnet, Template, TextOctets,
+    Token,
 };
 use muster_storage::{
     Actor, Command, Entry, Mac, NodeId, Proposal, Remember, RequestId, Revision, State, Timestamp,
@@ -48,6 +49,14 @@ fn client() -> Client {
         lease_secs: Some(600),
         hostname: Some("m1".into()),
         relay: Some(Octets(vec![1, 2, 0xaa, 0xbb])),
+        traits: Traits {
+            vendor_class: Some("PXEClient:Arch:00007:UNDI:003000".into()),
+            user_classes: vec!["iPXE".into()],
+            enterprises: vec![343],
+            architectures: vec![7],
+            uuid: Some(Uuid::from_u128(0x97)),
+            giaddr: Some([10, 77, 0, 254].into()),
+        },
     }
 }
 
@@ -97,8 +106,9 @@ fn objects() -> Vec<Object> {
             bootenv: "lab".into(),
             profiles: vec!["default".into()],
             params: BTreeMap::from([("rack".into(), json!({"row": 3, "unit": [1, 2]}))]),
+            options: BTreeMap::from([("12".into(), "m1.lab".into())]),
         }),
-        Object::Subnet(Subnet {
+        Object::Subnet(Box::new(Subnet {
             name: "lab".into(),
             cidr: "10.77.0.0/24".parse().expect("a literal"),
             pools: vec!["10.77.0.100-10.77.0.199".parse().expect("a literal")],
@@ -110,12 +120,40 @@ fn objects() -> Vec<Object> {
             next_server: None,
             mode: Default::default(),
             matching: Default::default(),
-        }),
+            shared_network: Some("hall".into()),
+            rapid_commit: false,
+            classes: vec![Class {
+                name: "uefi".into(),
+                condition: Condition {
+                    vendor_classes: vec!["PXEClient*".into()],
+                    architectures: vec![7, 9],
+                    circuit_ids: vec![TextOctets(b"Gi1/0/1".to_vec()), TextOctets(vec![0, 1])],
+                    known: Some(true),
+                    ..Condition::default()
+                },
+                pools: vec!["10.77.0.200-10.77.0.209".parse().expect("a literal")],
+                lease_secs: Some(600),
+                options: BTreeMap::from([("67".into(), "snponly.efi".into())]),
+                next_server: Some([10, 77, 0, 9].into()),
+            }],
+        })),
         Object::Reservation(Reservation {
             address: [10, 77, 0, 50].into(),
             mac: Some(MAC),
             client_id: None,
             machine: None,
+            uuid: None,
+            circuit_id: None,
+            remote_id: None,
+        }),
+        Object::Reservation(Reservation {
+            address: [10, 77, 0, 51].into(),
+            mac: None,
+            client_id: None,
+            machine: None,
+            uuid: None,
+            circuit_id: Some(TextOctets(b"Gi1/0/1".to_vec())),
+            remote_id: Some(TextOctets(vec![0, 0xff])),
         }),
     ]
 }

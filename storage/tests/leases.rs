@@ -2,169 +2,17 @@
 //! commands, as tables and as a property over random histories.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+mod lease_world;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use muster_storage::command::{Bind, Client, PutMode};
-use muster_storage::model::{
-    ClientKey, Lease, LeaseState, NodeId, Object, ObjectKind, Octets, Reservation,
-};
+use lease_world::*;
+use muster_storage::command::Client;
+use muster_storage::model::{ClientKey, LeaseState, Object, ObjectKind, Octets};
 use muster_storage::state::{Claim, Grant};
-use muster_storage::{
-    Actor, Command, Effect, Entry, Mac, Outcome, Proposal, Rejection, RequestId, Revision, State,
-    Timestamp,
-};
+use muster_storage::{Command, Mac, State, Timestamp};
 use proptest::prelude::*;
-
-const START: Timestamp = Timestamp(1_800_000_000_000);
-const LEASE: u64 = 3600;
-/// The committed end is ahead of the promise by as much again, one hour at most.
-const COMMITTED: u64 = 2 * LEASE;
-const MARGIN: u64 = 10;
-
-fn ip(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 77, 0, last)
-}
-
-/// A history and the state that it makes.
-#[derive(Clone)]
-struct World {
-    state: State,
-    entries: Vec<(Revision, Entry)>,
-    now: Timestamp,
-}
-
-impl World {
-    /// A subnet with a pool of `size` addresses from 10.77.0.100.
-    fn new(size: u8) -> Self {
-        let mut world = Self {
-            state: State::default(),
-            entries: Vec::new(),
-            now: START,
-        };
-        world.subnet(size);
-        world
-    }
-
-    fn subnet(&mut self, size: u8) {
-        let subnet = serde_json::from_value(serde_json::json!({
-            "name": "lab", "cidr": "10.77.0.0/24", "lease_secs": LEASE,
-            "pools": [format!("10.77.0.100-10.77.0.{}", 99 + size)],
-        }))
-        .unwrap();
-        self.put(Object::Subnet(subnet)).result.unwrap();
-    }
-
-    fn apply(&mut self, command: Command) -> Outcome {
-        let entry = Entry {
-            at: self.now,
-            proposals: vec![Proposal {
-                request: RequestId(uuid::Uuid::nil()),
-                actor: Actor("test".to_owned()),
-                if_match: None,
-                remember: None,
-                command,
-            }],
-        };
-        let revision = Revision::new(self.entries.len() as u64 + 1, 0);
-        let (outcome, _) = self.state.apply(revision, &entry).remove(0);
-        self.entries.push((revision, entry));
-        outcome
-    }
-
-    fn put(&mut self, object: Object) -> Outcome {
-        self.apply(Command::Put {
-            object,
-            mode: PutMode::Apply,
-        })
-    }
-
-    fn reserve(&mut self, address: Ipv4Addr, mac: u8) -> Outcome {
-        self.put(Object::Reservation(Reservation {
-            address,
-            mac: Some(mac_of(mac)),
-            client_id: None,
-            machine: None,
-        }))
-    }
-
-    fn bind(&mut self, client: &Client, address: Ipv4Addr) -> Result<Lease, Rejection> {
-        let outcome = self.apply(Command::Bind(Box::new(Bind {
-            client: client.clone(),
-            address,
-            node: NodeId(1),
-        })));
-        outcome.result.map(|effect| match effect {
-            Effect::Bound(lease) => *lease,
-            other => panic!("{other:?}"),
-        })
-    }
-
-    fn offer(&self, client: &Client) -> Option<(Ipv4Addr, Grant)> {
-        self.state
-            .offer(client, &|_| Claim::None, self.now)
-            .map(|offer| (offer.address, offer.rule))
-    }
-
-    fn release(&mut self, client: &Client, address: Ipv4Addr) -> Outcome {
-        self.apply(Command::Release {
-            client: Box::new(client.clone()),
-            address,
-        })
-    }
-
-    fn decline(&mut self, client: &Client, address: Ipv4Addr) -> Outcome {
-        self.apply(Command::Decline {
-            client: Box::new(client.clone()),
-            address,
-        })
-    }
-
-    fn reclaim(&mut self) -> Outcome {
-        let applied_by_all = self.state.revision();
-        self.apply(Command::Reclaim { applied_by_all })
-    }
-
-    fn pass(&mut self, secs: u64) {
-        self.now = self.now.plus_secs(secs);
-    }
-
-    /// The cluster's time was behind by so much.
-    fn correct_time(&mut self, secs: u64) {
-        let to = self.now.plus_secs(secs);
-        self.apply(Command::CorrectTime { to });
-        self.now = to;
-    }
-
-    fn lease(&self, address: Ipv4Addr) -> &Lease {
-        &self.state.lease(address).unwrap().object
-    }
-}
-
-fn mac_of(number: u8) -> Mac {
-    Mac([0x52, 0x54, 0, 0, 0, number])
-}
-
-fn client(number: u8) -> Client {
-    Client {
-        mac: Some(mac_of(number)),
-        client_id: None,
-        boots: false,
-        link: vec![ip(1)],
-        requested: None,
-        lease_secs: None,
-        hostname: None,
-        relay: None,
-    }
-}
-
-fn taken(address: Ipv4Addr) -> Result<Lease, Rejection> {
-    Err(Rejection::AddressTaken { address })
-}
-
-fn foreign(address: Ipv4Addr) -> Result<Lease, Rejection> {
-    Err(Rejection::NotForClient { address })
-}
 
 #[test]
 fn a_bind_promises_less_than_it_commits() {

@@ -93,6 +93,7 @@ fn client(last: u8) -> Client {
         lease_secs: None,
         hostname: None,
         relay: None,
+        traits: Default::default(),
     }
 }
 
@@ -177,6 +178,7 @@ fn history_is_bounded_in_octets_and_says_what_it_forgot() {
         bootenv: "local".into(),
         profiles: Vec::new(),
         params: Default::default(),
+        options: Default::default(),
     };
     let large = "x".repeat(8 << 20);
     for turn in 0..12 {

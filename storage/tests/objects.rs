@@ -90,6 +90,7 @@ fn machine(name: &str, last: u8) -> Machine {
         bootenv: "local".into(),
         profiles: Vec::new(),
         params: BTreeMap::new(),
+        options: BTreeMap::new(),
     }
 }
 
@@ -105,7 +106,7 @@ fn template(name: &str, contents: &str) -> Object {
 }
 
 fn subnet(name: &str, cidr: &str, pools: &[&str]) -> Object {
-    Object::Subnet(Subnet {
+    Object::Subnet(Box::new(Subnet {
         name: name.into(),
         cidr: cidr.parse().expect("a network"),
         pools: pools
@@ -120,7 +121,10 @@ fn subnet(name: &str, cidr: &str, pools: &[&str]) -> Object {
         next_server: None,
         mode: SubnetMode::Full,
         matching: Default::default(),
-    })
+        shared_network: None,
+        rapid_commit: false,
+        classes: Vec::new(),
+    }))
 }
 
 /// The code of a rejection.
@@ -438,6 +442,36 @@ fn subnets_do_not_overlap_and_hold_their_pools() {
 }
 
 #[test]
+fn classes_have_names_and_pools_of_their_own() {
+    let mut log = Log::default();
+    let rows = [
+        (
+            json!([{"name": "a", "pools": ["10.0.0.20-10.0.0.29"]}, {"name": "b"}]),
+            "ok",
+        ),
+        (json!([{"name": "a"}, {"name": "a"}]), "invalid"),
+        (json!([{"name": ""}]), "invalid"),
+        (json!([{"name": "a", "lease_secs": 0}]), "invalid"),
+        (
+            json!([{"name": "a", "pools": ["10.0.0.15-10.0.0.29"]}]),
+            "invalid",
+        ),
+        (
+            json!([{"name": "a", "pools": ["10.0.1.1-10.0.1.9"]}]),
+            "invalid",
+        ),
+    ];
+    for (classes, expected) in rows {
+        let Object::Subnet(mut lab) = subnet("lab", "10.0.0.0/24", &["10.0.0.10-10.0.0.19"]) else {
+            panic!("a subnet");
+        };
+        lab.classes = serde_json::from_value(classes.clone()).expect("classes");
+        let outcome = log.put(PutMode::Apply, Object::Subnet(lab));
+        assert_eq!(code(outcome), expected, "{classes}");
+    }
+}
+
+#[test]
 fn a_reservation_has_one_owner() {
     let mut log = Log::default();
     let reservation = |mac, client_id, machine| {
@@ -446,7 +480,14 @@ fn a_reservation_has_one_owner() {
             mac,
             client_id,
             machine,
+            uuid: None,
+            circuit_id: None,
+            remote_id: None,
         })
+    };
+    let by = |mut owner: serde_json::Value| {
+        owner["address"] = json!("10.0.0.9");
+        Object::Reservation(serde_json::from_value(owner).expect("a reservation"))
     };
     for (object, expected) in [
         (reservation(None, None, None), "invalid"),
@@ -459,6 +500,16 @@ fn a_reservation_has_one_owner() {
             "invalid",
         ),
         (reservation(Some(mac(1)), None, None), "ok"),
+        (by(json!({"uuid": Uuid::nil()})), "ok"),
+        (by(json!({"circuit_id": "Gi1/0/1"})), "ok"),
+        (
+            by(json!({"circuit_id": "Gi1/0/1", "remote_id": "0x00ff"})),
+            "ok",
+        ),
+        (
+            by(json!({"uuid": Uuid::nil(), "remote_id": "leaf1"})),
+            "invalid",
+        ),
     ] {
         assert_eq!(code(log.put(PutMode::Apply, object)), expected);
     }

@@ -18,11 +18,10 @@ pub fn check(
     state: &State,
     objects: &[Object],
 ) -> impl FnOnce(&[Object]) -> Result<(), Problem> + use<> {
-    let has_templates = objects.iter().any(|object| {
-        matches!(
-            object,
-            Object::Template(_) | Object::Bootenv(_) | Object::Subnet(_)
-        )
+    let has_templates = objects.iter().any(|object| match object {
+        Object::Template(_) | Object::Bootenv(_) | Object::Subnet(_) => true,
+        Object::Machine(machine) => !machine.options.is_empty(),
+        _ => false,
     });
     let sources = if has_templates {
         Sources::of(state)
@@ -45,8 +44,8 @@ pub fn check(
 }
 
 /// Refuses what no client could be sent. What is rendered is known only then.
-fn check_option(option: &str, value: &str) -> Result<(), Problem> {
-    let bad = |error: BadOption| Problem::invalid(&format!("options.{option}"), error.to_string());
+fn check_option(field: &str, option: &str, value: &str) -> Result<(), Problem> {
+    let bad = |error: BadOption| Problem::invalid(field, error.to_string());
     let code = options::code_of(option).map_err(bad)?;
     if !options::is_template(value) {
         options::encode(code, value).map_err(bad)?;
@@ -79,6 +78,15 @@ fn check_templates(sources: &Sources, objects: &[Object]) -> Result<(), Problem>
         set.check_text(text)
             .map_err(|problem| Problem::from(problem).inside(&format!("{field} of `{key}`")))
     };
+    let options =
+        |place: &str, key: &str, options: &BTreeMap<String, String>| -> Result<(), Problem> {
+            for (option, value) in options {
+                let field = format!("{place}.{option}");
+                check_option(&field, option, value)?;
+                text(&field, key, value)?;
+            }
+            Ok(())
+        };
     for object in objects {
         match object {
             Object::Bootenv(bootenv) => {
@@ -92,14 +100,15 @@ fn check_templates(sources: &Sources, objects: &[Object]) -> Result<(), Problem>
                 }
             }
             Object::Subnet(subnet) => {
-                for (option, value) in &subnet.options {
-                    check_option(option, value)?;
-                    text(&format!("options.{option}"), &subnet.name, value)?;
+                options("options", &subnet.name, &subnet.options)?;
+                for (index, class) in subnet.classes.iter().enumerate() {
+                    let place = format!("classes[{index}].options");
+                    options(&place, &subnet.name, &class.options)?;
                 }
             }
+            Object::Machine(machine) => options("options", &machine.name, &machine.options)?,
             Object::Reservation(_)
             | Object::Template(_)
-            | Object::Machine(_)
             | Object::Profile(_)
             | Object::Param(_)
             | Object::Settings(_)

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use dhcproto::v4::MessageType;
-use muster_storage::command::{Bind, Client, Command, Effect, Outcome};
+use muster_storage::command::{Bind, Client, Command, Effect, Outcome, Traits};
 use muster_storage::model::{Lease, LeaseState, NodeId, Subnet, SubnetMode, Timestamp};
 use muster_storage::state::{Claim, Grant, Offer, State};
 
@@ -44,6 +44,8 @@ pub struct PeerView<'a> {
     pub claim: &'a dyn Fn(Ipv4Addr) -> Claim,
     /// Whether this node gives what falls to others as well, because they have had their turn.
     pub insist: bool,
+    /// Whether a copy of the packet came before it: its sender was not served at once.
+    pub again: bool,
     /// What is on offer to this client already.
     pub offered: Option<Ipv4Addr>,
     /// Renders an option's value that is a template.
@@ -141,7 +143,7 @@ pub fn conclude(
     view: &PeerView<'_>,
     now: Timestamp,
 ) -> Result<Option<Reply>, Reason> {
-    if request.kind != MessageType::Request {
+    if !matches!(request.kind, MessageType::Request | MessageType::Discover) {
         return match outcome.result {
             Ok(_) => Ok(None),
             Err(_) => Err(Reason::NotHolder),
@@ -165,7 +167,9 @@ pub fn conclude(
         }
         Ok(_) => Err(Reason::Refused),
         Err(_) => match Asking::of(request) {
-            Some(Asking::InitReboot(_) | Asking::Renewing(_)) => {
+            Some(Asking::InitReboot(_) | Asking::Renewing(_))
+                if request.kind == MessageType::Request =>
+            {
                 Ok(Some(case.nak("the address is not for this client")))
             }
             _ => Err(Reason::Refused),
@@ -244,9 +248,18 @@ impl Case<'_> {
         let Some(offer) = choice(self.state, self.request, self.view, self.now) else {
             return Action::Silent(Reason::NoAddress);
         };
-        let claimed = offer.rule == Grant::Pool && (self.view.claim)(offer.address) == Claim::Peer;
-        if claimed && !self.view.insist {
-            return Action::Silent(Reason::LeftToPeer);
+        let claim = match offer.rule {
+            Grant::Pool => (self.view.claim)(offer.address),
+            _ => Claim::None,
+        };
+        match claim {
+            Claim::Peer | Claim::Offered if !self.view.insist => {
+                return Action::Silent(Reason::LeftToPeer);
+            }
+            // Of two that are offered one address one loses, and its ROM may give up. Offers lapse,
+            // so who asks again gets one rather than none.
+            Claim::Offered if !self.view.again => return Action::Silent(Reason::AllOffered),
+            _ => {}
         }
         if !self.view.quorum {
             // Only what can be confirmed without a write is worth offering.
@@ -256,7 +269,19 @@ impl Case<'_> {
                 Confirmable::Unchecked => self.check(),
             };
         }
+        if self.request.rapid_commit && self.subnet.rapid_commit {
+            return self.commit_at_once(offer.address);
+        }
         self.send(self.offer(offer.address, offer.lease_secs))
+    }
+
+    /// RFC 4039 §3: the ACK, and the write that it needs, without an OFFER.
+    fn commit_at_once(&self, address: Ipv4Addr) -> Action {
+        match self.confirmable(address) {
+            Confirmable::Yes(lease, secs) => self.send(self.ack(lease, secs)),
+            Confirmable::No => self.bind(address),
+            Confirmable::Unchecked => self.check(),
+        }
     }
 
     /// RFC 2131 §4.3.2.
@@ -401,7 +426,7 @@ impl Case<'_> {
     }
 
     fn boot_only(&self, kind: MessageType) -> Action {
-        match parameters::boot(self.request, self.subnet, self.view, true) {
+        match parameters::boot(self.state, self.request, self.subnet, self.view, true) {
             None => Action::Silent(Reason::NotForProxy),
             boot => self.send(Reply {
                 kind,
@@ -422,8 +447,16 @@ impl Case<'_> {
     }
 
     fn bind(&self, address: Ipv4Addr) -> Action {
+        let mut client = self.request.client.clone();
+        if !self.state.has_classes(&client.link) {
+            // Nothing looks at the rest, and the log is written for every new lease.
+            client.traits = Traits {
+                uuid: client.traits.uuid,
+                ..Traits::default()
+            };
+        }
         Action::Propose(Command::Bind(Box::new(Bind {
-            client: self.request.client.clone(),
+            client,
             address,
             node: self.view.node,
         })))

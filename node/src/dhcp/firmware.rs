@@ -17,7 +17,7 @@ pub struct Boot {
     pub options: Vec<(u8, Vec<u8>)>,
 }
 
-/// What a subnet says about boot data; it overrides our own choice.
+/// What people say about boot data; it overrides our own choice.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// `next_server`.
@@ -26,6 +26,8 @@ pub struct Overrides {
     pub server_name: Option<String>,
     /// Option 67.
     pub file: Option<String>,
+    /// Option 43 for PXE ROMs.
+    pub vendor_options: Option<Vec<u8>>,
 }
 
 /// The first-stage loader for an architecture (RFC 4578 §2.1 and the IANA registry); none for one
@@ -84,7 +86,9 @@ pub fn boot(
         Firmware::Pxe => {
             boot.options.push((60, b"PXEClient".to_vec()));
             // PXE 2.1 §2.4.1, discovery control: no prompt, no discovery, boot the named file.
-            boot.options.push((43, vec![6, 1, 8, 255]));
+            let own = || vec![6, 1, 8, 255];
+            let vendor = overrides.vendor_options.clone().unwrap_or_else(own);
+            boot.options.push((43, vendor));
         }
         Firmware::Http => boot.options.push((60, b"HTTPClient".to_vec())),
     }

@@ -125,13 +125,23 @@ impl Notice {
     }
 }
 
+/// Addresses on offer to one client, the latest first: more than one where several nodes answered.
+type Offers = [Option<Ipv4Addr>; 4];
+
+/// Whether a packet came once or again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copies {
+    One,
+    More,
+}
+
 /// The tables.
 #[derive(Debug, Default)]
 pub struct Recent {
     offers: Table<Ipv4Addr, ClientHash>,
-    offered_to: Table<ClientHash, Ipv4Addr>,
+    offered_to: Table<ClientHash, Offers>,
     exchanges: Table<ExchangeHash, Progress>,
-    seen: Table<ExchangeHash, ()>,
+    seen: Table<ExchangeHash, Copies>,
     only_here: Table<Ipv4Addr, ()>,
 }
 
@@ -144,7 +154,15 @@ impl Recent {
                 if !self.offered_to_other(address, client, now) {
                     self.offers.insert(address, client, now, OFFER_KEPT);
                 }
-                self.offered_to.insert(client, address, now, OFFER_KEPT);
+                let known = self.offered_to.get(&client, now);
+                let earlier = known.into_iter().flatten().flatten();
+                let mut offers = Offers::default();
+                let all =
+                    std::iter::once(address).chain(earlier.copied().filter(|it| *it != address));
+                for (place, offer) in offers.iter_mut().zip(all) {
+                    *place = Some(offer);
+                }
+                self.offered_to.insert(client, offers, now, OFFER_KEPT);
             }
             Notice::Exchange(exchange, progress) => {
                 let since = now.checked_sub(SAME_COPY).unwrap_or(now);
@@ -162,24 +180,27 @@ impl Recent {
             .is_some_and(|holder| *holder != client)
     }
 
-    /// What is on offer to `client`.
+    /// What was put on offer to `client` last.
     pub fn offered_to(&self, client: ClientHash, now: Instant) -> Option<Ipv4Addr> {
-        self.offered_to.get(&client, now).copied()
+        let [latest, ..] = self.offered_to.get(&client, now)?;
+        *latest
     }
 
     /// The client asks for `address`: what else was on offer to it is free.
     pub fn chose(&mut self, client: ClientHash, address: Ipv4Addr, now: Instant) {
         self.forget_offers(client);
         self.offers.insert(address, client, now, OFFER_KEPT);
-        self.offered_to.insert(client, address, now, OFFER_KEPT);
+        let offers = [Some(address), None, None, None];
+        self.offered_to.insert(client, offers, now, OFFER_KEPT);
     }
 
     /// The client took another server's offer: what was on offer to it is free.
     pub fn forget_offers(&mut self, client: ClientHash) {
-        if let Some((_, address)) = self.offered_to.entries.remove(&client)
-            && matches!(self.offers.entries.get(&address), Some((_, holder)) if *holder == client)
-        {
-            self.offers.entries.remove(&address);
+        let offers = self.offered_to.entries.remove(&client);
+        for address in offers.into_iter().flat_map(|(_, offers)| offers).flatten() {
+            if matches!(self.offers.entries.get(&address), Some((_, holder)) if *holder == client) {
+                self.offers.entries.remove(&address);
+            }
         }
     }
 
@@ -207,11 +228,17 @@ impl Recent {
 
     /// Notes that a packet came; says whether it is a copy of one that came before.
     pub fn is_copy(&mut self, exchange: ExchangeHash, now: Instant) -> bool {
-        let copy = self.seen.get(&exchange, now).is_some();
-        if !copy {
-            self.seen.insert(exchange, (), now, ANSWER_KEPT);
+        match self.seen.get(&exchange, now) {
+            None => self.seen.insert(exchange, Copies::One, now, ANSWER_KEPT),
+            Some(Copies::One) => self.seen.insert(exchange, Copies::More, now, ANSWER_KEPT),
+            Some(Copies::More) => {}
         }
-        copy
+        self.came_again(exchange, now)
+    }
+
+    /// Whether a packet and a copy of it came: its sender was not served at once.
+    pub fn came_again(&self, exchange: ExchangeHash, now: Instant) -> bool {
+        self.seen.get(&exchange, now) == Some(&Copies::More)
     }
 }
 
@@ -293,6 +320,13 @@ mod tests {
         recent.note(Notice::Offered(b, 2), now);
         recent.chose(1, b, now);
         assert!(!recent.offered_to_other(A, 2, now));
+        // Whichever of them it takes, the others are free.
+        let mut recent = Recent::default();
+        recent.note(Notice::Offered(A, 1), now);
+        recent.note(Notice::Offered(b, 1), now);
+        recent.chose(1, b, now);
+        assert!(!recent.offered_to_other(A, 2, now));
+        assert!(recent.offered_to_other(b, 2, now));
         assert_eq!(recent.offered_to(1, now + OFFER_KEPT), None);
     }
 
@@ -330,8 +364,10 @@ mod tests {
     fn the_second_packet_of_an_exchange_is_a_copy() {
         let (mut recent, now) = (Recent::default(), Instant::now());
         assert!(!recent.is_copy(7, now));
+        assert!(!recent.came_again(7, now));
+        assert!(recent.is_copy(7, now) && recent.came_again(7, now));
         assert!(recent.is_copy(7, now));
-        assert!(!recent.is_copy(8, now));
+        assert!(!recent.is_copy(8, now) && !recent.came_again(8, now));
     }
 
     #[test]

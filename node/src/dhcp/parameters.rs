@@ -11,22 +11,37 @@ use super::decide::PeerView;
 use super::firmware::{self, Boot, Overrides};
 use super::request::Request;
 
+const VENDOR_OPTIONS: u8 = 43;
 const BOOT_SERVER_NAME: u8 = 66;
 const BOOT_FILE: u8 = 67;
 
-/// Boot data, with what the subnet overrides; only for clients that ask for it.
-pub fn boot(request: &Request, subnet: &Subnet, view: &PeerView<'_>, proxy: bool) -> Option<Boot> {
+/// Boot data, with what the subnet, the client's classes and its machine override; only for clients
+/// that ask for it.
+pub fn boot(
+    state: &State,
+    request: &Request,
+    subnet: &Subnet,
+    view: &PeerView<'_>,
+    proxy: bool,
+) -> Option<Boot> {
+    request.firmware?;
+    let client = &request.client;
+    let is = |code: u8| move |(key, _): &(&str, &str)| options::code_of(key) == Ok(code);
     let text = |code: u8| {
-        let (_, value) = subnet
-            .options
-            .iter()
-            .find(|(key, _)| options::code_of(key) == Ok(code))?;
+        let (_, value) = state.options_of(client, subnet).filter(is(code)).last()?;
         rendered(code, value, view).ok()
     };
+    // What a subnet says to all is for other devices than PXE ROMs.
+    let vendor_options = || {
+        let special = state.special_options_of(client, subnet);
+        let (key, value) = special.filter(is(VENDOR_OPTIONS)).last()?;
+        written(key, value, view).ok().map(|(_, value)| value)
+    };
     let overrides = Overrides {
-        next_server: subnet.next_server,
+        next_server: state.next_server_of(client, subnet),
         server_name: text(BOOT_SERVER_NAME),
         file: text(BOOT_FILE),
+        vendor_options: vendor_options(),
     };
     firmware::boot(request, view.address, view.boot_port, &overrides, proxy)
 }
@@ -57,7 +72,7 @@ pub fn network(
     if let Some(machine) = machine {
         parameters.insert(12, machine.name.clone().into_bytes());
     }
-    for (key, value) in &subnet.options {
+    for (key, value) in state.options_of(&request.client, subnet) {
         match written(key, value, view) {
             // Boot data, which only boot clients get.
             Ok((BOOT_SERVER_NAME | BOOT_FILE, _)) => {}

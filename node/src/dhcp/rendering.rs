@@ -13,7 +13,7 @@ use super::request::Request;
 /// Texts with what they became.
 pub type Rendered = BTreeMap<String, Result<String, String>>;
 
-/// Whether a subnet of the client's link has options to render.
+/// Whether the client has options to render on a subnet of its link.
 pub fn needed(state: &State, request: &Request) -> bool {
     templates(state, request).next().is_some()
 }
@@ -42,10 +42,10 @@ pub async fn render(cluster: &Cluster, request: &Request) -> Rendered {
     rendered.await.unwrap_or_default()
 }
 
-fn templates<'a>(state: &'a State, request: &Request) -> impl Iterator<Item = &'a str> {
+fn templates<'a>(state: &'a State, request: &'a Request) -> impl Iterator<Item = &'a str> {
     state
         .subnets_of_link(&request.client.link)
-        .flat_map(|subnet| subnet.options.values())
-        .map(String::as_str)
+        .flat_map(move |subnet| state.options_of(&request.client, subnet))
+        .map(|(_, value)| value)
         .filter(|value| is_template(value))
 }

@@ -38,12 +38,16 @@ const VENDOR_CLASS: u8 = 60;
 const CLIENT_IDENTIFIER: u8 = 61;
 const SERVER_NAME: u8 = 66;
 const BOOT_FILE: u8 = 67;
+const RAPID_COMMIT: u8 = 80;
 const IPV6_ONLY: u8 = 108;
 const SUBNET_SELECTION: u8 = 118;
 const END: u8 = 255;
 
+/// Octets of what every client must be told.
+const ESSENTIAL_ROOM: usize = 100;
+
 /// What never falls out of a reply that is too small for everything.
-const ESSENTIAL: [u8; 10] = [
+const ESSENTIAL: [u8; 11] = [
     SUBNET_MASK,
     LEASE_TIME,
     MESSAGE_TYPE,
@@ -53,6 +57,7 @@ const ESSENTIAL: [u8; 10] = [
     VENDOR_CLASS,
     CLIENT_IDENTIFIER,
     BOOT_FILE,
+    RAPID_COMMIT,
     SUBNET_SELECTION,
 ];
 
@@ -185,8 +190,11 @@ impl Reply {
             .as_ref()
             .map(|relay| wire(82, &relay.option))
             .unwrap_or_default();
+        // The relay takes its option out again, so it need not leave less than the essential.
+        let least = HEADER + 1 + relay.len() + ESSENTIAL_ROOM;
+        let limit = usize::from(limit).max(least);
         let options = self.options(request);
-        place(&mut bytes, &options, &relay, limit.into(), file.is_none());
+        place(&mut bytes, &options, &relay, limit, file.is_none());
         bytes.resize(bytes.len().max(MESSAGE_MIN), 0);
         bytes
     }
@@ -235,6 +243,10 @@ impl Reply {
         // RFC 6842: echoed in every reply, never invented.
         if let Some(id) = &request.client.client_id {
             needed.push((CLIENT_IDENTIFIER, id.0.clone()));
+        }
+        // RFC 4039 §3: or else the client takes it for no answer to its DISCOVER.
+        if self.kind == MessageType::Ack && request.kind == MessageType::Discover {
+            needed.push((RAPID_COMMIT, Vec::new()));
         }
         // RFC 3011 §2: a client that sends it drops replies without it.
         if let Some(link) = request

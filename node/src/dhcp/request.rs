@@ -9,8 +9,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use dhcproto::v4::{MAGIC, MessageType, Opcode, OptionCode, borrowed};
 use muster_storage::Mac;
-use muster_storage::command::Client;
+use muster_storage::command::{Client, Traits};
 use muster_storage::model::Octets;
+use uuid::Uuid;
 
 /// Octets before the options, magic cookie included.
 const HEADER: usize = 240;
@@ -124,12 +125,14 @@ pub struct Request {
     pub max_size: Option<u16>,
     /// Who sends boot data requests, if anyone.
     pub firmware: Option<Firmware>,
-    /// Option 93, the first one listed, or what option 60 says (RFC 4578 §2.1).
+    /// The first architecture of option 93, or what option 60 says (RFC 4578 §2.1).
     pub architecture: Option<u16>,
     /// Option 97 as it came.
     pub machine_id: Option<Vec<u8>>,
     /// Option 82.
     pub relay: Option<Relay>,
+    /// Option 80: the client takes an address at once (RFC 4039).
+    pub rapid_commit: bool,
     /// Option 118, echoed (RFC 3011 §2).
     pub subnet_selection: Option<Ipv4Addr>,
     /// The client as the replicated state sees it.
@@ -173,7 +176,8 @@ impl Request {
         if mac.is_none() && client_id.is_none() {
             return Err(Malformed::NoIdentity);
         }
-        let firmware = firmware(&options);
+        let traits = traits(&options, header.giaddr());
+        let firmware = firmware(&options, &traits);
         let relay = options
             .get(OptionCode::RelayAgentInformation)
             .map(Relay::read)
@@ -200,7 +204,7 @@ impl Request {
                 .to_vec(),
             max_size: options.short(OptionCode::MaxMessageSize)?,
             firmware,
-            architecture: architecture(&options),
+            architecture: traits.architectures.first().copied(),
             machine_id: options
                 .get(OptionCode::ClientMachineIdentifier)
                 .filter(|id| !id.is_empty())
@@ -214,8 +218,10 @@ impl Request {
                 lease_secs: options.long(OptionCode::AddressLeaseTime)?,
                 hostname: options.get(OptionCode::Hostname).and_then(printable),
                 relay: relay.as_ref().map(|relay| Octets(relay.option.clone())),
+                traits,
             },
             relay,
+            rapid_commit: options.get(OptionCode::RapidCommit).is_some(),
             subnet_selection,
             arrival,
         })
@@ -285,11 +291,65 @@ fn hardware_address(htype: u8, chaddr: &[u8]) -> Result<Option<Mac>, Malformed> 
     Ok(Some(Mac(mac)))
 }
 
-fn firmware(options: &Fields) -> Option<Firmware> {
+fn traits(options: &Fields, giaddr: Ipv4Addr) -> Traits {
+    let texts = |list: Vec<&[u8]>| list.into_iter().filter_map(printable).collect();
+    Traits {
+        vendor_class: options.get(OptionCode::ClassIdentifier).and_then(printable),
+        user_classes: options
+            .get(OptionCode::UserClass)
+            .map_or_else(Vec::new, |value| texts(user_classes(value))),
+        enterprises: enterprises(options),
+        architectures: architectures(options),
+        uuid: options
+            .get(OptionCode::ClientMachineIdentifier)
+            .and_then(firmware_uuid),
+        giaddr: (!giaddr.is_unspecified()).then_some(giaddr),
+    }
+}
+
+/// RFC 3004 §4 wants a length before each class; iPXE and others send one bare.
+fn user_classes(value: &[u8]) -> Vec<&[u8]> {
+    let mut classes = Vec::new();
+    let mut rest = value;
+    while let [length @ 1..=255, after @ ..] = rest {
+        let Some((class, next)) = after.split_at_checked(usize::from(*length)) else {
+            break;
+        };
+        classes.push(class);
+        rest = next;
+    }
+    match rest {
+        [] => classes,
+        _ => vec![value],
+    }
+}
+
+/// RFC 3925 §3 and §4: enterprise number, length, data, again and again.
+fn enterprises(options: &Fields) -> Vec<u32> {
+    let mut found = Vec::new();
+    for code in [124, 125] {
+        let mut rest = options.get(OptionCode::from(code)).unwrap_or_default();
+        while let [a, b, c, d, length, after @ ..] = rest {
+            found.push(u32::from_be_bytes([*a, *b, *c, *d]));
+            rest = after.get(usize::from(*length)..).unwrap_or_default();
+        }
+    }
+    found.dedup();
+    found
+}
+
+/// RFC 4578 §2.3: a type octet, 0, and a UUID as SMBIOS has it: its first three fields little-endian.
+fn firmware_uuid(value: &[u8]) -> Option<Uuid> {
+    let (kind, octets) = value.split_first()?;
+    let uuid = Uuid::from_bytes_le(octets.try_into().ok()?);
+    // What firmware sends that has none.
+    (*kind == 0 && !uuid.is_nil() && !uuid.is_max()).then_some(uuid)
+}
+
+fn firmware(options: &Fields, traits: &Traits) -> Option<Firmware> {
     let class = options.get(OptionCode::ClassIdentifier).unwrap_or_default();
-    let user = options.get(OptionCode::UserClass).unwrap_or_default();
-    // iPXE sends its user class bare; RFC 3004 §4 wants a length before each class.
-    if user == b"iPXE" || user == b"\x04iPXE" || options.get(OptionCode::from(175)).is_some() {
+    let ipxe = traits.user_classes.iter().any(|class| class == "iPXE");
+    if ipxe || options.get(OptionCode::from(175)).is_some() {
         Some(Firmware::Ipxe)
     } else if class.starts_with(b"PXEClient") {
         Some(Firmware::Pxe)
@@ -300,16 +360,18 @@ fn firmware(options: &Fields) -> Option<Firmware> {
     }
 }
 
-fn architecture(options: &Fields) -> Option<u16> {
-    let listed = options
-        .get(OptionCode::ClientSystemArchitecture)
-        .and_then(|list| list.first_chunk::<2>())
-        .map(|octets| u16::from_be_bytes(*octets));
-    listed.or_else(|| {
+/// Option 93, else what option 60 says.
+fn architectures(options: &Fields) -> Vec<u16> {
+    if let Some(list) = options.get(OptionCode::ClientSystemArchitecture) {
+        let (pairs, _) = list.as_chunks::<2>();
+        return pairs.iter().map(|pair| u16::from_be_bytes(*pair)).collect();
+    }
+    let in_class = || {
         let class = options.get(OptionCode::ClassIdentifier)?;
         let text = std::str::from_utf8(class).ok()?;
         text.split(":Arch:").nth(1)?.get(..5)?.parse().ok()
-    })
+    };
+    in_class().into_iter().collect()
 }
 
 /// A host name as people may read it; nothing when no character of it is fit to be read.
@@ -323,6 +385,10 @@ fn printable(name: &[u8]) -> Option<String> {
 
 impl Relay {
     fn read(option: &[u8]) -> Result<Self, Malformed> {
+        // RFC 3046 §2.0: its length is one octet; and a reply has to have room for it.
+        if option.len() > 255 {
+            return Err(Malformed::OptionLength);
+        }
         let mut relay = Self {
             option: option.to_vec(),
             ..Self::default()

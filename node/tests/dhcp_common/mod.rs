@@ -46,6 +46,7 @@ pub struct World {
     /// Who claims the rest.
     pub claim: Claim,
     pub insist: bool,
+    pub again: bool,
 }
 
 pub fn subnet() -> Subnet {
@@ -93,6 +94,7 @@ impl World {
             claimed: Vec::new(),
             claim: Claim::None,
             insist: false,
+            again: false,
         };
         world.apply(Command::Found(Box::new(Founding {
             cluster_id: uuid::Uuid::nil(),
@@ -108,7 +110,7 @@ impl World {
         });
         let mut lab = subnet();
         change(&mut lab);
-        world.put(Object::Subnet(lab));
+        world.put(Object::Subnet(Box::new(lab)));
         world
     }
 
@@ -143,18 +145,28 @@ impl World {
             mac: Some(Mac(mac)),
             client_id: None,
             machine: None,
+            uuid: None,
+            circuit_id: None,
+            remote_id: None,
         }));
     }
 
     pub fn machine(&mut self, name: &str, mac: [u8; 6]) {
-        self.put(Object::Machine(Machine {
+        self.machine_with(name, mac, |_| {});
+    }
+
+    pub fn machine_with(&mut self, name: &str, mac: [u8; 6], change: impl FnOnce(&mut Machine)) {
+        let mut machine = Machine {
             uuid: uuid::Uuid::from_u128(1),
             name: name.to_owned(),
             macs: vec![Mac(mac)],
             bootenv: "local".to_owned(),
             profiles: Vec::new(),
             params: BTreeMap::new(),
-        }));
+            options: BTreeMap::new(),
+        };
+        change(&mut machine);
+        self.put(Object::Machine(machine));
     }
 
     pub fn settings(&mut self, change: impl FnOnce(&mut Settings)) {
@@ -182,6 +194,7 @@ impl World {
                 false => self.claim,
             },
             insist: self.insist,
+            again: self.again,
             offered: self.offered,
             render: &|text| Ok(text.replace("{{ node }}", "10.77.0.1")),
         })

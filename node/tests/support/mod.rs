@@ -149,6 +149,7 @@ impl Site {
             lease_secs: None,
             hostname: None,
             relay: None,
+            traits: Default::default(),
         };
         let bind = Bind {
             client,

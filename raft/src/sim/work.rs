@@ -71,7 +71,7 @@ fn proposal(client: usize, if_match: Option<Revision>, command: Command) -> Prop
 
 /// The network that clients sit on, with fewer addresses than clients want.
 pub fn subnet() -> Command {
-    let subnet: Subnet = serde_json::from_value(json!({
+    let subnet: Box<Subnet> = serde_json::from_value(json!({
         "name": "lab",
         "cidr": "192.0.2.0/24",
         "pools": ["192.0.2.10-192.0.2.29"],
@@ -109,6 +109,7 @@ fn dhcp_client(host: u64) -> Client {
         lease_secs: None,
         hostname: None,
         relay: None,
+        traits: Default::default(),
     }
 }
 

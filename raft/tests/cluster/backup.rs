@@ -37,6 +37,7 @@ async fn fill(cluster: &Cluster) {
         lease_secs: None,
         hostname: None,
         relay: None,
+        traits: Default::default(),
     };
     let offer = |state: &State| state.offer(&client, &|_| Claim::None, state.time());
     let bind = Command::Bind(Box::new(Bind {

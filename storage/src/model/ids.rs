@@ -163,6 +163,39 @@ impl<'de> Deserialize<'de> for Octets {
     }
 }
 
+/// Octets that most often are text, such as what a relay says about a port: written as that text,
+/// or as `0x…` when they are no plain text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TextOctets(pub Vec<u8>);
+
+impl fmt::Display for TextOctets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |octet: &u8| octet.is_ascii_graphic() || *octet == b' ';
+        match std::str::from_utf8(&self.0) {
+            Ok(text) if self.0.iter().all(plain) && !text.starts_with("0x") => f.write_str(text),
+            _ => write!(f, "0x{}", hex::encode(&self.0)),
+        }
+    }
+}
+
+impl Serialize for TextOctets {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TextOctets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.strip_prefix("0x") {
+            None => Ok(Self(text.into_bytes())),
+            Some(digits) => hex::decode(digits)
+                .map(Self)
+                .map_err(|_| de::Error::custom(format!("`{text}` is not hexadecimal"))),
+        }
+    }
+}
+
 /// SHA-256 of an artifact's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sha256(pub [u8; 32]);

@@ -64,6 +64,9 @@ pub struct Lease {
     pub boots: bool,
     /// Option 82 as last relayed; a renewal by unicast comes without it.
     pub relay: Option<Octets>,
+    /// Option 97 as last sent: an operating system comes without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
 }
 
 /// Where a lease stands.

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
-use super::{Mac, Octets};
+use super::{Class, Mac, Octets, TextOctets};
 
 /// A network that machines sit on, and how its clients are served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,17 @@ pub struct Subnet {
     /// What makes two packets come from one client.
     #[serde(default, rename = "match")]
     pub matching: Match,
+    /// Subnets that name the same network here share one link: a client on it, directly or behind
+    /// a relay with an address of any of them, may get an address of each.
+    #[serde(default)]
+    pub shared_network: Option<String>,
+    /// Whether a client that offers to take an address at once gets it (RFC 4039): only where no
+    /// other DHCP server is on the link.
+    #[serde(default)]
+    pub rapid_commit: bool,
+    /// Clients that get something else.
+    #[serde(default)]
+    pub classes: Vec<Class>,
 }
 
 /// Whom DHCP serves on a subnet.
@@ -142,7 +153,8 @@ impl<'de> Deserialize<'de> for Pool {
     }
 }
 
-/// An address kept for one client: exactly one of `mac`, `client_id`, `machine`.
+/// An address kept for one client: exactly one of `mac`, `client_id`, `machine`, `uuid`, or the place
+/// of the client's cable as its relay names it, by `circuit_id`, `remote_id` or both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reservation {
@@ -157,4 +169,14 @@ pub struct Reservation {
     /// Owner by machine UUID: any of the machine's MACs.
     #[serde(default)]
     pub machine: Option<Uuid>,
+    /// Owner by the UUID that its firmware sends in option 97 (RFC 4578 §2.3), as the operating
+    /// system shows it.
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
+    /// Owner by option 82.1, the relay's port (RFC 3046 §3.1).
+    #[serde(default)]
+    pub circuit_id: Option<TextOctets>,
+    /// Owner by option 82.2 (RFC 3046 §3.2).
+    #[serde(default)]
+    pub remote_id: Option<TextOctets>,
 }

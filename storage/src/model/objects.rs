@@ -37,6 +37,9 @@ pub struct Machine {
     /// Params of this machine, before all profiles.
     #[serde(default)]
     pub params: BTreeMap<String, Value>,
+    /// DHCP options of this machine, before those of its subnet, written as there.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
 }
 
 /// A text that is rendered per machine.
@@ -193,7 +196,7 @@ pub struct BootReport {
 #[serde(rename_all = "snake_case")]
 pub enum Object {
     /// See [`Subnet`].
-    Subnet(Subnet),
+    Subnet(Box<Subnet>),
     /// See [`Reservation`].
     Reservation(Reservation),
     /// See [`Template`].

@@ -72,6 +72,10 @@ impl State {
                 .relay
                 .clone()
                 .or_else(|| running.and_then(|lease| lease.relay.clone())),
+            uuid: client
+                .traits
+                .uuid
+                .or_else(|| own.and_then(|lease| lease.uuid)),
         };
         // A client has one address on a link: what it had before is given back.
         let on_link = |name: &str| {

@@ -118,10 +118,12 @@ impl State {
         match object {
             Object::Bootenv(bootenv) => self.bootenv_problems(bootenv),
             Object::Machine(machine) => self.machine_problems(machine),
-            Object::Reservation(reservation) => match self.pools.network_of(reservation.address) {
-                Some(_) => Vec::new(),
-                None => vec![format!("no subnet holds {}", reservation.address)],
-            },
+            Object::Reservation(reservation) => {
+                match self.subnets_of_link(&[reservation.address]).next() {
+                    Some(_) => Vec::new(),
+                    None => vec![format!("no subnet holds {}", reservation.address)],
+                }
+            }
             Object::Settings(settings) => self.bootenv_named_problems(&settings.unknown_bootenv),
             Object::Subnet(_)
             | Object::Template(_)

@@ -3,6 +3,7 @@
 mod apply;
 mod bind;
 mod boot;
+mod class;
 mod members;
 mod objects;
 mod offer;

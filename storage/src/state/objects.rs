@@ -1,5 +1,6 @@
 //! Rules for the objects that people write.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use uuid::Uuid;
@@ -9,8 +10,8 @@ use super::table::{Context, State};
 use crate::command::{Command, Effect, PutMode, Rejection};
 use crate::event::{Action, Subject};
 use crate::model::{
-    Bootenv, LOCAL, Mac, Machine, Object, ObjectKind, Record, Reservation, Revision, Settings,
-    Subnet,
+    Bootenv, LOCAL, Mac, Machine, Object, ObjectKind, Pool, Record, Reservation, Revision,
+    Settings, Subnet,
 };
 
 /// Longest name or path, in octets: it has to fit a URL and a screen.
@@ -274,7 +275,25 @@ impl State {
                 subnet.cidr
             )));
         }
-        for pool in &subnet.pools {
+        let mut names = BTreeSet::new();
+        for class in &subnet.classes {
+            check_name("classes.name", &class.name)?;
+            if !names.insert(&class.name) {
+                return Err(invalid(
+                    "classes",
+                    &format!("two are named `{}`", class.name),
+                ));
+            }
+            if class.lease_secs == Some(0) {
+                return Err(invalid("classes.lease_secs", "must be at least 1"));
+            }
+        }
+        if let Some(name) = &subnet.shared_network {
+            check_name("shared_network", name)?;
+        }
+        let classes = subnet.classes.iter().flat_map(|class| &class.pools);
+        let pools: Vec<&Pool> = subnet.pools.iter().chain(classes).collect();
+        for pool in &pools {
             if !subnet.cidr.contains(&pool.first) || !subnet.cidr.contains(&pool.last) {
                 return Err(invalid(
                     "pools",
@@ -298,11 +317,10 @@ impl State {
                 ));
             }
         }
-        for (index, pool) in subnet.pools.iter().enumerate() {
-            let overlaps = |other: &&crate::model::Pool| {
-                pool.contains(other.first) || other.contains(pool.first)
-            };
-            if let Some(other) = subnet.pools.iter().skip(index + 1).find(overlaps) {
+        for (index, pool) in pools.iter().enumerate() {
+            let overlaps =
+                |other: &&&Pool| pool.contains(other.first) || other.contains(pool.first);
+            if let Some(other) = pools.iter().skip(index + 1).find(overlaps) {
                 return Err(invalid("pools", &format!("{pool} overlaps {other}")));
             }
         }
@@ -330,11 +348,14 @@ impl State {
     fn check_reservation(&self, reservation: &Reservation) -> Result<(), Rejection> {
         let owners = usize::from(reservation.mac.is_some())
             + usize::from(reservation.client_id.is_some())
-            + usize::from(reservation.machine.is_some());
+            + usize::from(reservation.machine.is_some())
+            + usize::from(reservation.uuid.is_some())
+            + usize::from(reservation.circuit_id.is_some() || reservation.remote_id.is_some());
         if owners != 1 {
             return Err(invalid(
                 "mac",
-                "a reservation has exactly one of mac, client_id, machine",
+                "a reservation has exactly one of mac, client_id, machine, uuid, or circuit_id \
+                 with or without remote_id",
             ));
         }
         Ok(())

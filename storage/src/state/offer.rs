@@ -58,10 +58,12 @@ pub enum Claim {
 
 impl State {
     /// The subnets of a client's link, in order of their networks: one, unless several share it
-    /// because the link has addresses of several.
+    /// because the link has addresses of several, or because they say so.
     pub fn subnets_of_link(&self, link: &[Ipv4Addr]) -> impl Iterator<Item = &Subnet> + use<'_> {
-        let networks = link.iter().filter_map(|it| self.pools.network_of(*it));
-        let mut networks: Vec<_> = networks.collect();
+        let mut networks = Vec::with_capacity(link.len());
+        for address in link {
+            self.pools.networks_of(*address, &mut networks);
+        }
         // The same order on every node, in whichever its interface has its addresses.
         networks.sort_unstable();
         networks.dedup();
@@ -79,7 +81,7 @@ impl State {
     /// A subnet by name.
     pub fn subnet(&self, name: &str) -> Option<&Subnet> {
         match &self.object(ObjectKind::Subnet, name)?.object {
-            Object::Subnet(subnet) => Some(subnet),
+            Object::Subnet(subnet) => Some(&**subnet),
             _ => None,
         }
     }
@@ -180,7 +182,9 @@ impl State {
         if let Some(address) = client.requested.filter(free) {
             return offer(address, Grant::Requested);
         }
-        let address = self.pools.pick(subnet.cidr.network(), seed(&key), claim)?;
+        let class = self.pool_class(client, subnet);
+        let network = subnet.cidr.network();
+        let address = self.pools.pick(network, class, seed(&key), claim)?;
         offer(address, Grant::Pool)
     }
 
@@ -213,7 +217,8 @@ impl State {
             .map(|address| (address, Grant::Binding))
     }
 
-    /// Addresses reserved for the client on `subnet`: by machine, then MAC, then client identifier.
+    /// Addresses reserved for the client on `subnet`: by machine, then MAC, then client identifier,
+    /// then the firmware's UUID, then the place of its cable.
     fn reserved_for<'a>(
         &'a self,
         client: &'a Client,
@@ -231,9 +236,21 @@ impl State {
             .client_id
             .iter()
             .flat_map(|id| self.reservations.of_client_id(id));
+        let by_uuid = self.reservations.has_uuids().then(|| {
+            let uuid = self.uuid_of(client, subnet);
+            uuid.into_iter()
+                .flat_map(|uuid| self.reservations.of_uuid(uuid))
+        });
+        let by_place = self.reservations.has_places().then(|| {
+            let circuit = self.circuit_id(client, subnet);
+            let remote = self.remote_id(client, subnet);
+            self.reservations.of_place(circuit, remote)
+        });
         by_machine
             .chain(by_mac)
             .chain(by_id)
+            .chain(by_uuid.into_iter().flatten())
+            .chain(by_place.into_iter().flatten())
             .filter(|address| subnet.cidr.contains(address))
     }
 
@@ -252,13 +269,21 @@ impl State {
         let own_reservation = self
             .reserved_for(client, subnet)
             .any(|reserved| reserved == address);
-        let dynamic = subnet.mode == SubnetMode::Full
-            && self.pools.pooled(address)
-            && !self.pools.is_reserved(address);
+        let lease = self.leases.get(&address).map(|record| &record.object);
+        // What a client has it keeps, whatever class the next stage of its boot puts it in.
+        let pooled = || match lease.is_some_and(|lease| lease.client == *key) {
+            true => self.pools.pooled(address),
+            false => {
+                let class = self.pool_class(client, subnet);
+                self.pools.pooled_for(address, class)
+            }
+        };
+        let dynamic =
+            subnet.mode == SubnetMode::Full && !self.pools.is_reserved(address) && pooled();
         if !own_reservation && !dynamic {
             return Err(foreign);
         }
-        match self.leases.get(&address).map(|record| &record.object) {
+        match lease {
             None => Ok(()),
             Some(lease) if lease.free => Ok(()),
             Some(lease) if lease.client == *key && lease.state != LeaseState::Declined => Ok(()),
@@ -277,8 +302,12 @@ impl State {
 
     /// Seconds that a client is promised on `subnet`: what it asks for (option 51), within bounds.
     pub fn promise(&self, client: &Client, subnet: &Subnet) -> u32 {
-        let longest = subnet
-            .lease_secs
+        let by_class = || {
+            let mut classes = self.classes_of(client, subnet);
+            classes.find_map(|(_, class)| class.lease_secs)
+        };
+        let longest = by_class()
+            .or(subnet.lease_secs)
             .unwrap_or_else(|| self.settings().lease_secs);
         match client.lease_secs {
             Some(asked) => asked.max(ASKED_SECS_MIN).min(longest),
@@ -304,7 +333,8 @@ impl State {
             && lease.state == LeaseState::Bound
             && lease.subnet == subnet.name
             // What the binding remembers of the client must not change without a write.
-            && lease.boots >= client.boots;
+            && lease.boots >= client.boots
+            && (client.traits.uuid.is_none() || client.traits.uuid == lease.uuid);
         let promise = self.promise(client, subnet);
         let committed = lease.expires_at.secs_since(now);
         (holds && committed >= u64::from(promise)).then_some((lease, promise))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 
 use super::offer::Claim;
-use crate::model::{Lease, Mac, Octets, Pool, Record, Reservation, Subnet};
+use crate::model::{Lease, Mac, Octets, Pool, Record, Reservation, Subnet, TextOctets};
 use uuid::Uuid;
 
 /// Bits in a word of the bitmap.
@@ -18,6 +18,8 @@ const WORD: u32 = 64;
 pub(super) struct Pools {
     /// By network address; networks do not overlap.
     networks: BTreeMap<Ipv4Addr, Network>,
+    /// Networks that share a link, by its name.
+    shared: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     reserved: BTreeSet<Ipv4Addr>,
 }
 
@@ -25,7 +27,20 @@ pub(super) struct Pools {
 struct Network {
     cidr: Ipv4Net,
     subnet: String,
-    pools: Vec<Bitmap>,
+    shared: Option<String>,
+    /// Of the subnet, then of each of its classes.
+    pools: Vec<Vec<Bitmap>>,
+}
+
+impl Network {
+    fn all_pools(&self) -> impl Iterator<Item = &Bitmap> {
+        self.pools.iter().flatten()
+    }
+
+    fn pools_for(&self, class: Option<usize>) -> &[Bitmap] {
+        let place = class.map_or(0, |class| class + 1);
+        self.pools.get(place).map(Vec::as_slice).unwrap_or_default()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -113,16 +128,34 @@ impl Bitmap {
 }
 
 impl Pools {
-    /// The network that holds `address`: its own address and the name of its subnet.
-    pub fn network_of(&self, address: Ipv4Addr) -> Option<(Ipv4Addr, &str)> {
-        let network = self.network(address)?;
-        Some((network.cidr.network(), &network.subnet))
+    /// Adds to `networks` the one that holds `address` and those that share its link: their own
+    /// addresses and the names of their subnets.
+    pub fn networks_of<'a>(&'a self, address: Ipv4Addr, networks: &mut Vec<(Ipv4Addr, &'a str)>) {
+        let Some(network) = self.network(address) else {
+            return;
+        };
+        networks.push((network.cidr.network(), &network.subnet));
+        let shared = network.shared.as_ref();
+        let others = shared.and_then(|name| self.shared.get(name));
+        for other in others.into_iter().flatten() {
+            if let Some(network) = self.networks.get(other) {
+                networks.push((*other, &network.subnet));
+            }
+        }
     }
 
-    /// Whether a dynamic lease may have `address` on its subnet.
+    /// Whether some dynamic lease may have `address` on its subnet.
     pub fn pooled(&self, address: Ipv4Addr) -> bool {
         self.network(address)
-            .is_some_and(|network| network.pools.iter().any(|map| map.pool.contains(address)))
+            .is_some_and(|network| network.all_pools().any(|map| map.pool.contains(address)))
+    }
+
+    /// Whether a client that gets its addresses from the pools of `class` may have `address`.
+    pub fn pooled_for(&self, address: Ipv4Addr, class: Option<usize>) -> bool {
+        self.network(address).is_some_and(|network| {
+            let mut pools = network.pools_for(class).iter();
+            pools.any(|map| map.pool.contains(address))
+        })
     }
 
     /// Whether a reservation names `address`.
@@ -135,7 +168,7 @@ impl Pools {
         self.networks
             .values()
             .filter(|network| network.subnet == subnet)
-            .flat_map(|network| &network.pools)
+            .flat_map(Network::all_pools)
             .fold((0, 0), |(taken, all), map| {
                 (
                     taken + u64::from(map.taken),
@@ -145,16 +178,18 @@ impl Pools {
     }
 
     /// The first free address that nobody claims, in the order that `seed` gives over the pools of
-    /// the subnet at `network`; else the first of those with the weakest claim.
+    /// the subnet at `network`, or of one of its classes; else the first of those with the weakest
+    /// claim.
     pub fn pick(
         &self,
         network: Ipv4Addr,
+        class: Option<usize>,
         seed: u64,
         claim: &dyn Fn(Ipv4Addr) -> Claim,
     ) -> Option<Ipv4Addr> {
-        let network = self.network(network)?;
-        let pools = network.pools.len().max(1);
-        let (later, sooner) = network.pools.split_at((seed % pools as u64) as usize);
+        let maps = self.network(network)?.pools_for(class);
+        let pools = maps.len().max(1);
+        let (later, sooner) = maps.split_at((seed % pools as u64) as usize);
         let mut second: Option<(Claim, Ipv4Addr)> = None;
         for map in sooner.iter().chain(later) {
             for address in map.probes(seed / pools as u64) {
@@ -178,9 +213,14 @@ impl Pools {
         leases: &BTreeMap<Ipv4Addr, Arc<Record<Lease>>>,
     ) {
         self.networks.retain(|_, network| network.subnet != name);
+        self.set_shared();
         let Some(subnet) = subnet else { return };
-        let mut pools: Vec<Bitmap> = subnet.pools.iter().copied().map(Bitmap::new).collect();
-        for map in &mut pools {
+        let classes = subnet.classes.iter().map(|class| &class.pools);
+        let mut pools: Vec<Vec<Bitmap>> = std::iter::once(&subnet.pools)
+            .chain(classes)
+            .map(|pools| pools.iter().copied().map(Bitmap::new).collect())
+            .collect();
+        for map in pools.iter_mut().flatten() {
             let range = map.pool.first..=map.pool.last;
             for (address, record) in leases.range(range.clone()) {
                 if !record.object.free {
@@ -196,9 +236,21 @@ impl Pools {
             Network {
                 cidr: subnet.cidr,
                 subnet: name.to_owned(),
+                shared: subnet.shared_network.clone(),
                 pools,
             },
         );
+        self.set_shared();
+    }
+
+    fn set_shared(&mut self) {
+        self.shared.clear();
+        for (address, network) in &self.networks {
+            if let Some(name) = &network.shared {
+                let networks = self.shared.entry(name.clone()).or_default();
+                networks.insert(*address);
+            }
+        }
     }
 
     pub fn set_leased(&mut self, address: Ipv4Addr, leased: bool) {
@@ -226,7 +278,7 @@ impl Pools {
     fn set(&mut self, address: Ipv4Addr, taken: bool) {
         let network = self.networks.range_mut(..=address).next_back();
         if let Some((_, network)) = network {
-            for map in &mut network.pools {
+            for map in network.pools.iter_mut().flatten() {
                 map.set(address, taken);
             }
         }
@@ -251,7 +303,12 @@ pub(super) struct Reservations {
     by_mac: BTreeMap<Mac, BTreeSet<Ipv4Addr>>,
     by_client_id: BTreeMap<Octets, BTreeSet<Ipv4Addr>>,
     by_machine: BTreeMap<Uuid, BTreeSet<Ipv4Addr>>,
+    by_uuid: BTreeMap<Uuid, BTreeSet<Ipv4Addr>>,
+    by_place: BTreeMap<Place, BTreeSet<Ipv4Addr>>,
 }
+
+/// Circuit id and remote id.
+type Place = (Option<TextOctets>, Option<TextOctets>);
 
 impl Reservations {
     pub fn of_mac(&self, mac: Mac) -> impl Iterator<Item = Ipv4Addr> + '_ {
@@ -264,6 +321,47 @@ impl Reservations {
 
     pub fn of_machine(&self, machine: Uuid) -> impl Iterator<Item = Ipv4Addr> + '_ {
         self.by_machine.get(&machine).into_iter().flatten().copied()
+    }
+
+    /// Whether any reservation looks at option 97.
+    pub fn has_uuids(&self) -> bool {
+        !self.by_uuid.is_empty()
+    }
+
+    /// Of a firmware's UUID; some firmware sends the first three fields in the other byte order.
+    pub fn of_uuid(&self, uuid: Uuid) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let swapped = Uuid::from_bytes_le(*uuid.as_bytes());
+        [uuid, swapped]
+            .into_iter()
+            .filter_map(|uuid| self.by_uuid.get(&uuid))
+            .flatten()
+            .copied()
+    }
+
+    /// Whether any reservation looks at option 82.
+    pub fn has_places(&self) -> bool {
+        !self.by_place.is_empty()
+    }
+
+    /// Of a place, those that name both parts of it first.
+    pub fn of_place(
+        &self,
+        circuit: Option<&[u8]>,
+        remote: Option<&[u8]>,
+    ) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let text = |part: Option<&[u8]>| part.map(|octets| TextOctets(octets.to_vec()));
+        let (circuit, remote) = (text(circuit), text(remote));
+        let places = [
+            (circuit.clone(), remote.clone()),
+            (circuit, None),
+            (None, remote),
+        ];
+        places
+            .into_iter()
+            .filter(|place| *place != (None, None))
+            .filter_map(|place| self.by_place.get(&place))
+            .flatten()
+            .copied()
     }
 
     pub fn insert(&mut self, reservation: &Reservation) {
@@ -280,6 +378,12 @@ impl Reservations {
         if let Some(machine) = reservation.machine {
             self.by_machine.entry(machine).or_default().insert(address);
         }
+        if let Some(uuid) = reservation.uuid {
+            self.by_uuid.entry(uuid).or_default().insert(address);
+        }
+        if let Some(place) = place(reservation) {
+            self.by_place.entry(place).or_default().insert(address);
+        }
     }
 
     pub fn remove(&mut self, reservation: &Reservation) {
@@ -293,7 +397,21 @@ impl Reservations {
         if let Some(machine) = reservation.machine {
             remove(&mut self.by_machine, &machine, address);
         }
+        if let Some(uuid) = reservation.uuid {
+            remove(&mut self.by_uuid, &uuid, address);
+        }
+        if let Some(place) = place(reservation) {
+            remove(&mut self.by_place, &place, address);
+        }
     }
+}
+
+fn place(reservation: &Reservation) -> Option<Place> {
+    let place = (
+        reservation.circuit_id.clone(),
+        reservation.remote_id.clone(),
+    );
+    (place != (None, None)).then_some(place)
 }
 
 fn remove<K: Ord>(index: &mut BTreeMap<K, BTreeSet<Ipv4Addr>>, key: &K, address: Ipv4Addr) {

@@ -416,7 +416,7 @@ impl State {
         }
         if kind == ObjectKind::Subnet {
             let subnet = match after {
-                Some(Object::Subnet(subnet)) => Some(subnet),
+                Some(Object::Subnet(subnet)) => Some(&**subnet),
                 _ => None,
             };
             self.pools.set_subnet(key, subnet, &self.leases);

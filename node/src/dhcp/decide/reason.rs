@@ -33,6 +33,8 @@ pub enum Reason {
     Answered,
     /// Only addresses that fall to peers are left: they come first.
     LeftToPeer,
+    /// Every free address is on offer to another client.
+    AllOffered,
 }
 
 impl Reason {
@@ -54,6 +56,7 @@ impl Reason {
             Self::Refused => "refused",
             Self::Answered => "answered_by_peer",
             Self::LeftToPeer => "left_to_peer",
+            Self::AllOffered => "all_offered",
         }
     }
 }

@@ -24,23 +24,28 @@ impl Case<'_> {
     pub(super) fn ack(&self, lease: &Lease, secs: u32) -> Reply {
         let mut ack = self.reply(MessageType::Ack, lease.address, Some(secs));
         let demanded = self.request.relay.as_ref().and_then(|it| it.server_id);
-        ack.server_id = self
-            .request
-            .server_id
+        // A DISCOVER chooses nobody, whatever it says.
+        let named = self.request.server_id;
+        ack.server_id = named
+            .filter(|_| self.request.kind == MessageType::Request)
             .or(demanded)
             .or_else(|| self.identifier_of(lease.node))
             .unwrap_or(self.own);
         ack
     }
 
-    /// What a peer that is there calls itself on this subnet.
+    /// What a peer that is there calls itself on this link.
     fn identifier_of(&self, node: NodeId) -> Option<Ipv4Addr> {
         // A client that renews by unicast has chosen this node.
         let chosen = self.request.arrival.destination == self.own;
         let there = node != self.view.node && !chosen && (self.view.live)(node);
         let member = self.state.member(node).filter(|_| there)?;
-        let mut identifiers = member.identifiers.iter().copied();
-        identifiers.find(|address| self.subnet.cidr.contains(address))
+        let identifiers = || member.identifiers.iter().copied();
+        let near = identifiers().find(|address| self.subnet.cidr.contains(address));
+        let link = &self.request.client.link;
+        near.or_else(|| {
+            identifiers().find(|address| self.state.subnet_with(link, *address).is_some())
+        })
     }
 
     pub(super) fn nak(&self, message: &'static str) -> Reply {
@@ -66,7 +71,7 @@ impl Case<'_> {
             server_id: self.own,
             yiaddr,
             lease_secs,
-            boot: parameters::boot(self.request, self.subnet, self.view, false),
+            boot: parameters::boot(self.state, self.request, self.subnet, self.view, false),
             parameters: parameters::network(self.state, self.request, self.subnet, self.view),
             message: None,
         }

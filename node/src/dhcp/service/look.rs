@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::MessageType;
+use muster_storage::Command;
 use muster_storage::model::{NodeId, Subnet, Timestamp};
 use muster_storage::state::{Claim, State};
 
@@ -31,10 +32,13 @@ pub(super) struct Looked {
 }
 
 impl Looked {
-    /// The offer that it makes.
-    fn offered(&self) -> Option<Notice> {
+    /// The offer that it makes, or the address that a DISCOVER is given at once (RFC 4039).
+    fn offered(&self, kind: MessageType) -> Option<Notice> {
         match &self.action {
             Action::Reply(reply) => offered(reply, self.client),
+            Action::Propose(Command::Bind(bind)) if kind == MessageType::Discover => {
+                Some(Notice::Offered(bind.address, self.client?))
+            }
             _ => None,
         }
     }
@@ -177,7 +181,7 @@ impl Service {
             source,
             client,
         };
-        if let Some(offered) = looked.offered() {
+        if let Some(offered) = looked.offered(exchange.request.kind) {
             // At once: the next packet of the same batch must not be offered it too.
             self.recent().note(offered, Instant::now());
         }
@@ -201,7 +205,11 @@ impl Service {
             _ => Vec::new(),
         };
         let first = rank::first(request.sender(), chosen(state, request), &servers);
-        let offered = self.recent().offered_to(client, now);
+        let (offered, again) = {
+            let recent = self.recent();
+            let again = recent.came_again(exchange.hash, now);
+            (recent.offered_to(client, now), again)
+        };
         let view = PeerView {
             node: self.node,
             identifier: None,
@@ -211,6 +219,7 @@ impl Service {
             caught_up: standing.caught_up,
             confirmed: stage == Stage::CaughtUp,
             insist: stage > Stage::First,
+            again,
             live: &|node| node == self.node || standing.live.contains(&node),
             claim: &|address| {
                 if self.recent().offered_to_other(address, client, now) {
@@ -248,7 +257,7 @@ impl Service {
     }
 
     /// The registered address of this node to answer from: the one that the packet came to, else
-    /// one on the client's subnet.
+    /// one on the client's subnet, else on another that shares its link.
     fn identifier(&self, state: &State, request: &Request, subnet: &Subnet) -> Option<Ipv4Addr> {
         let own = &state.member(self.node)?.identifiers;
         if own.contains(&request.arrival.destination) {
@@ -260,7 +269,10 @@ impl Service {
         };
         here()
             .find(|address| subnet.cidr.contains(address))
-            .or_else(|| here().next().filter(|_| request.relayed()))
+            .or_else(|| {
+                let link = &request.client.link;
+                here().find(|it| request.relayed() || state.subnet_with(link, *it).is_some())
+            })
     }
 
     pub(super) fn standing(&self) -> Standing {
