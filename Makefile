@@ -1,5 +1,6 @@
 # Works from a fresh clone on Debian 12 with git, make, root and a Rust toolchain; what else is
-# needed is installed by apt-get, which is announced first. The binary is left at target/bin/muster.
+# needed is installed by apt-get, which is announced first. The binary is left at target/bin/muster,
+# the tools that load and break a staging network at target/bin/muster-chaos.
 
 SHELL := /bin/bash
 # Cargo's own directory may be elsewhere (CI keeps it outside the clone).
@@ -15,7 +16,7 @@ export RUST_LIB_BACKTRACE ?= 0
 
 build: setup-build
 	cargo build $(LOCKED) --workspace --bins
-	install -D -m 755 $(cargo_target)/debug/muster target/bin/muster
+	install -D -m 755 -t target/bin $(cargo_target)/debug/muster $(cargo_target)/debug/muster-chaos
 
 # Three nodes provision a machine, lose their leader, and provision again.
 demo: setup payload build

@@ -3,7 +3,8 @@
 
 use std::fmt::{self, Display};
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,10 +12,10 @@ use anyhow::{Context, Result, ensure};
 use dhcproto::v4::relay::{RelayAgentInformation, RelayInfo};
 use dhcproto::v4::{Architecture, DhcpOption, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Encodable};
-use socket2::SockRef;
+use socket2::{Domain, Socket, Type};
 
 use crate::lab::Host;
-use crate::wire::{Datagram, EVERYBODY, Mac, Wire, mac_text};
+use crate::wire::{Datagram, EVERYBODY, Mac, RECEIVE_BUFFER, Wire, mac_text, receive_by};
 
 /// How long PXE ROMs wait before they ask again; after the last they give up.
 pub const RETRIES: [Duration; 4] = [
@@ -233,7 +234,7 @@ pub enum Port {
 /// A relay agent (RFC 1542, RFC 3046) that knows all servers.
 #[derive(Debug)]
 pub struct Relay {
-    socket: UdpSocket,
+    socket: Socket,
     address: Ipv4Addr,
     servers: Vec<Ipv4Addr>,
     /// Option 82, if any.
@@ -246,14 +247,28 @@ impl Port {
         Wire::open(host).map(Self::Direct)
     }
 
+    /// Clients on the segment of an interface of this host.
+    pub fn direct_on(interface: &str) -> Result<Self> {
+        Wire::on(interface).map(Self::Direct)
+    }
+
     /// Clients behind a host that relays to `servers`.
     pub fn relay(host: &Host, servers: &[Ipv4Addr], information: Vec<RelayInfo>) -> Result<Self> {
         let address = host.address().context("a relay has an address")?;
-        let socket = host.inside(|| {
-            UdpSocket::bind((address, SERVER_PORT)).context("binding the relay's port")
-        })?;
-        // A thousand answers may come at once.
-        SockRef::from(&socket).set_recv_buffer_size(4 << 20)?;
+        host.inside(|| Self::relay_at(address, servers, information))
+    }
+
+    /// Clients behind a relay that is this host, by an address of its own.
+    pub fn relay_at(
+        address: Ipv4Addr,
+        servers: &[Ipv4Addr],
+        information: Vec<RelayInfo>,
+    ) -> Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).context("opening a socket")?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket
+            .bind(&SocketAddrV4::new(address, SERVER_PORT).into())
+            .with_context(|| format!("binding the relay's port, {address}:{SERVER_PORT}"))?;
         Ok(Self::Relay(Relay {
             socket,
             address,
@@ -386,7 +401,8 @@ impl Relay {
         let bytes = encode(&message)?;
         for server in &self.servers {
             // A dead server's host may refuse what was sent before; the others are asked all the same.
-            if let Err(error) = self.socket.send_to(&bytes, (*server, SERVER_PORT)) {
+            let server = SocketAddrV4::new(*server, SERVER_PORT).into();
+            if let Err(error) = self.socket.send_to(&bytes, &server) {
                 ensure!(error.kind() == ErrorKind::ConnectionRefused, error);
             }
         }
@@ -394,28 +410,29 @@ impl Relay {
     }
 
     fn next(&self, deadline: Instant) -> Result<Option<Reply>> {
-        let mut buffer = [0; 4096];
+        let mut buffer = [MaybeUninit::uninit(); 4096];
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            let left = left.max(Duration::from_millis(1));
-            self.socket.set_read_timeout(Some(left))?;
-            match self.socket.recv_from(&mut buffer) {
-                Ok((length, SocketAddr::V4(from))) => {
-                    return Ok(Some(Reply {
-                        message: decode(&buffer[..length])?,
-                        from,
-                        from_mac: None,
-                        to: self.address,
-                        at: Instant::now(),
-                    }));
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            let received = receive_by(&self.socket, deadline, |flags| {
+                self.socket.recv_from_with_flags(&mut buffer, flags)
+            });
+            let (length, from) = match received {
+                Ok(Some((length, from))) => (length, from.as_socket_ipv4()),
+                Ok(None) => return Ok(None),
                 // A dead server's host says that its port is closed.
-                Ok(_) | Err(_) => {}
-            }
+                Err(_) => continue,
+            };
+            // SAFETY: the kernel has initialised this many octets.
+            let bytes: Vec<u8> = buffer[..length]
+                .iter()
+                .map(|octet| unsafe { octet.assume_init() })
+                .collect();
+            return Ok(Some(Reply {
+                message: decode(&bytes)?,
+                from: from.context("an answer that is not from IPv4")?,
+                from_mac: None,
+                to: self.address,
+                at: Instant::now(),
+            }));
         }
     }
 }

@@ -4,7 +4,8 @@
 //! [`machine`] (QEMU), [`content`] (what it boots), [`client`] (Debian's DHCP clients), [`dhcp`] and
 //! [`crowd`] (clients made of bytes, one and many), [`fault`] and [`disk`] (what breaks the network
 //! and what a power cut leaves) and [`invariant`] (what must hold all the same). `make demo` is told
-//! by the same means.
+//! by the same means. `muster-chaos` and `make bench-dhcp` send a [`crowd`] out and give its
+//! [`summary`]; [`failover`] and [`outage`] tell which clients notice that servers die.
 
 pub mod client;
 pub mod cluster;
@@ -12,6 +13,7 @@ pub mod content;
 pub mod crowd;
 pub mod dhcp;
 pub mod disk;
+pub mod failover;
 pub mod fault;
 pub mod invariant;
 pub mod lab;
@@ -19,4 +21,6 @@ pub mod load;
 pub mod localdisk;
 pub mod machine;
 pub mod node;
+pub mod outage;
+pub mod summary;
 pub mod wire;

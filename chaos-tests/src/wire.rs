@@ -1,9 +1,10 @@
 //! Frames on a host's network card, with any sender: one host plays as many clients as a test likes.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ use crate::lab::Host;
 pub type Mac = [u8; 6];
 /// What everybody on the segment hears.
 pub const EVERYBODY: Mac = [0xff; 6];
+
+/// Octets that wait for a reader: a thousand answers may come at once.
+pub(crate) const RECEIVE_BUFFER: usize = 4 << 20;
 
 const IPV4: [u8; 2] = [0x08, 0x00];
 const ARP: [u8; 2] = [0x08, 0x06];
@@ -47,19 +51,23 @@ pub struct Datagram {
 impl Wire {
     /// Opens the card of a host, which needs no address.
     pub fn open(host: &Host) -> Result<Self> {
-        host.run("ip", &["link", "set", "dev", "eth0", "promisc", "on"])?;
-        let socket = host.inside(|| {
-            let all = u16::try_from(libc::ETH_P_ALL)?.to_be();
-            let protocol = Protocol::from(i32::from(all));
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))
-                .context("opening a packet socket")?;
-            socket.set_recv_buffer_size(4 << 20)?;
-            let index = if_nametoindex("eth0").context("finding eth0")?;
-            socket
-                .bind(&link_address(all, i32::try_from(index)?))
-                .context("binding it to eth0")?;
-            Ok(socket)
-        })?;
+        host.inside(|| Self::on("eth0"))
+    }
+
+    /// Opens a card of this host. It hears what is for others as long as this is kept.
+    pub fn on(interface: &str) -> Result<Self> {
+        let all = u16::try_from(libc::ETH_P_ALL)?.to_be();
+        let protocol = Protocol::from(i32::from(all));
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))
+            .context("opening a packet socket (it needs root)")?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        let index =
+            if_nametoindex(interface).with_context(|| format!("finding interface {interface}"))?;
+        let index = i32::try_from(index)?;
+        socket
+            .bind(&link_address(all, index))
+            .with_context(|| format!("binding a packet socket to {interface}"))?;
+        hear_all(&socket, index).with_context(|| format!("listening to all of {interface}"))?;
         Ok(Self {
             socket,
             held: Mutex::default(),
@@ -89,18 +97,11 @@ impl Wire {
     pub fn receive(&self, deadline: Instant) -> Result<Option<Datagram>> {
         let mut buffer = [MaybeUninit::uninit(); 65_536];
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let received = receive_by(&self.socket, deadline, |flags| {
+                self.socket.recv_with_flags(&mut buffer, flags)
+            });
+            let Some(length) = received.context("receiving a frame")? else {
                 return Ok(None);
-            }
-            // A time-out of zero would be none at all.
-            self.socket
-                .set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-            let length = match self.socket.recv(&mut buffer) {
-                Ok(length) => length,
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock) => return Ok(None),
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error).context("receiving a frame"),
             };
             // SAFETY: the kernel has initialised this many octets.
             let frame: Vec<u8> = buffer[..length]
@@ -185,6 +186,55 @@ fn checksum(header: &[u8]) -> u16 {
     let sum: u32 = words.sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     !((folded & 0xffff) as u16 + (folded >> 16) as u16)
+}
+
+/// Receives until `deadline`; None when it has passed. Does not ask for the time while there is
+/// something to receive.
+pub(crate) fn receive_by<T>(
+    socket: &Socket,
+    deadline: Instant,
+    mut receive: impl FnMut(libc::c_int) -> io::Result<T>,
+) -> io::Result<Option<T>> {
+    let mut flags = libc::MSG_DONTWAIT;
+    loop {
+        match receive(flags) {
+            Ok(received) => return Ok(Some(received)),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        // A time-out of zero would be none at all.
+        socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        flags = 0;
+    }
+}
+
+/// Has a packet socket hear what is for others too, until it is closed.
+fn hear_all(socket: &Socket, index: i32) -> io::Result<()> {
+    let request = libc::packet_mreq {
+        mr_ifindex: index,
+        mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    // SAFETY: the value is the structure that packet(7) names for this option, and its size.
+    let failed = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            (&raw const request).cast(),
+            size_of::<libc::packet_mreq>() as libc::socklen_t,
+        )
+    };
+    match failed {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn link_address(protocol: u16, index: i32) -> SockAddr {
