@@ -12,7 +12,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo test test-long sim fuzz bench lint fmt clean setup setup-build setup-bench payload
+.PHONY: build demo test test-long sim fuzz bench bench-dhcp lint fmt clean setup setup-build setup-bench payload
 
 build: setup-build
 	cargo build $(LOCKED) --workspace --bins
@@ -52,6 +52,10 @@ fuzz: setup-build
 bench: setup-bench build
 	$(cargo_target)/debug/muster-bench $(BENCH)
 	cargo bench $(LOCKED) --profile dev --workspace --benches
+
+# DHCP beside Kea, alone and as a pair, in network namespaces: `make bench-dhcp BENCH='--rounds 1'`.
+bench-dhcp: setup-bench build
+	$(cargo_target)/debug/muster-bench-dhcp $(BENCH)
 
 lint: setup-build
 	cargo fmt --all --check

@@ -26,6 +26,8 @@ lab=(
 
 bench=(
     etcd-server     # three of them, on ports of their own
+    kea-dhcp4-server # alone and as a pair, in namespaces
+    iproute2        # the namespaces
 )
 
 case "${1:-all}" in

@@ -313,14 +313,7 @@ impl Node {
 
     /// Processor time that the process has used.
     pub fn processor_time(&self) -> Result<Duration> {
-        let pid = self.pid().context("it does not run")?;
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("reading its stat")?;
-        // The name, in parentheses, may have spaces in it; what follows has none.
-        let (_, fields) = stat.rsplit_once(')').context("no name in a stat")?;
-        let mut fields = fields.split_whitespace().skip(11).map(str::parse::<u64>);
-        let mut next = || fields.next().context("a short stat")?.context("a stat");
-        // User and system time in hundredths of a second, which Linux promises.
-        Ok(Duration::from_millis((next()? + next()?) * 10))
+        processor_time(self.pid().context("it does not run")?)
     }
 
     /// How many TCP connections its host has tried to open.
@@ -401,6 +394,17 @@ pub fn clean(command: &mut Command) -> &mut Command {
         }
     }
     command
+}
+
+/// Processor time that a process has used.
+pub fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("reading its stat")?;
+    // The name, in parentheses, may have spaces in it; what follows has none.
+    let (_, fields) = stat.rsplit_once(')').context("no name in a stat")?;
+    let mut fields = fields.split_whitespace().skip(11).map(str::parse::<u64>);
+    let mut next = || fields.next().context("a short stat")?.context("a stat");
+    // User and system time in hundredths of a second, which Linux promises.
+    Ok(Duration::from_millis((next()? + next()?) * 10))
 }
 
 /// `MUSTER_BIN`, else the one that cargo built beside this program, else `target/bin/muster`.

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use muster_chaos::summary::median;
+
 use crate::failover::Gaps;
 use crate::load::Measured;
 use crate::{CHANNELS, Cell, Flags, VALUE_BYTES, Work};
@@ -128,15 +130,4 @@ pub fn failover(all: &[Gaps]) -> String {
         }
     }
     text
-}
-
-/// The middle of some figures; of an even number, the mean of the two in the middle.
-fn median(figures: &[f64]) -> Option<f64> {
-    let mut sorted = figures.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let upper = *sorted.get(sorted.len() / 2)?;
-    match sorted.len() % 2 {
-        0 => Some((sorted.get(sorted.len() / 2 - 1)? + upper) / 2.0),
-        _ => Some(upper),
-    }
 }
