@@ -104,6 +104,8 @@ pub async fn serve(
     let service = Service::new(cluster.clone(), options.clone());
     let mut tasks = JoinSet::new();
     let mut peers = tasks.spawn(listen_to_peers(cluster.clone(), Arc::clone(&service)));
+    let mut gossip = tasks.spawn(Arc::clone(&service).spread());
+    let mut turns = tasks.spawn(Arc::clone(&service).take_turns());
     let mut links: BTreeMap<String, (Arc<Link>, CancellationToken)> = BTreeMap::new();
     let mut first = true;
     loop {
@@ -177,6 +179,12 @@ pub async fn serve(
         }
         if peers.is_finished() {
             peers = tasks.spawn(listen_to_peers(cluster.clone(), Arc::clone(&service)));
+        }
+        if gossip.is_finished() {
+            gossip = tasks.spawn(Arc::clone(&service).spread());
+        }
+        if turns.is_finished() {
+            turns = tasks.spawn(Arc::clone(&service).take_turns());
         }
         tokio::select! {
             () = shutdown.cancelled() => break,

@@ -1,6 +1,8 @@
 //! The shell: batches of packets become decisions under one read of the state, decisions become
 //! replies and proposals.
 
+mod gossip;
+mod later;
 mod look;
 
 use std::net::Ipv4Addr;
@@ -11,7 +13,7 @@ use dhcproto::v4::MessageType;
 use muster_raft::Cluster;
 use muster_storage::model::NodeId;
 use muster_storage::{Actor, Command, Outcome, Proposal, RequestId};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Options;
 use super::decide::{Action, Reason, conclude};
@@ -22,6 +24,8 @@ use super::rendering::{self, Rendered};
 use super::reply::Reply;
 use super::request::{Arrival, Request};
 use super::socket::{Link, Port};
+use gossip::Outbox;
+use later::Later;
 use look::{Looked, Stage, Verdict};
 
 /// Requests that wait for a commit, a read-index or a peer, at most; more are dropped.
@@ -53,6 +57,8 @@ pub struct Service {
     /// Peers that are there.
     live: watch::Receiver<Vec<u64>>,
     waiting: Arc<Semaphore>,
+    outbox: Outbox,
+    later: Later,
 }
 
 /// A request on its way.
@@ -75,6 +81,8 @@ impl Service {
             options,
             recent: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            outbox: Outbox::default(),
+            later: Later::default(),
         })
     }
 
@@ -140,18 +148,18 @@ impl Service {
                         if matches!(looked.action, Action::Propose(_)) {
                             notices.push(Notice::Exchange(exchange.hash, Progress::Proposed));
                         }
-                        self.wait(exchange.clone(), move |service| async move {
+                        self.wait(&exchange.clone(), move |service| async move {
                             service.finish(exchange, looked).await;
                         });
                     }
                 },
                 Verdict::After(delay) => {
-                    self.wait(exchange.clone(), move |service| async move {
-                        service.after_others(exchange, delay).await;
-                    });
+                    if let Some(place) = self.place(&exchange) {
+                        self.later.push(exchange, delay, place);
+                    }
                 }
                 Verdict::Render => {
-                    self.wait(exchange.clone(), move |service| async move {
+                    self.wait(&exchange.clone(), move |service| async move {
                         service.look_and_finish(exchange, false).await;
                     });
                 }
@@ -160,38 +168,40 @@ impl Service {
         self.tell(&notices);
     }
 
+    /// Room for a packet that has to wait, if there is any.
+    fn place(&self, exchange: &Exchange) -> Option<OwnedSemaphorePermit> {
+        let scarce = self.waiting.available_permits() < DISCOVER_PLACES;
+        let first_to_go = exchange.request.kind == MessageType::Discover;
+        match Arc::clone(&self.waiting).try_acquire_owned() {
+            Ok(place) if !(scarce && first_to_go) => Some(place),
+            _ => {
+                metrics::dropped("overload");
+                None
+            }
+        }
+    }
+
     /// Runs what has to wait, if there is room for it.
-    fn wait<F, W>(self: &Arc<Self>, exchange: Exchange, work: F)
+    fn wait<F, W>(self: &Arc<Self>, exchange: &Exchange, work: F)
     where
         F: FnOnce(Arc<Self>) -> W + Send + 'static,
         W: Future<Output = ()> + Send,
     {
-        let scarce = self.waiting.available_permits() < DISCOVER_PLACES;
-        let first_to_go = exchange.request.kind == MessageType::Discover;
-        let place = match Arc::clone(&self.waiting).try_acquire_owned() {
-            Ok(place) if !(scarce && first_to_go) => place,
-            _ => return metrics::dropped("overload"),
-        };
+        if let Some(place) = self.place(exchange) {
+            self.spawn(place, work);
+        }
+    }
+
+    fn spawn<F, W>(self: &Arc<Self>, place: OwnedSemaphorePermit, work: F)
+    where
+        F: FnOnce(Arc<Self>) -> W + Send + 'static,
+        W: Future<Output = ()> + Send,
+    {
         let service = Arc::clone(self);
         tokio::spawn(async move {
             work(service).await;
             drop(place);
         });
-    }
-
-    /// Leaves the packet to the nodes that come first, and takes it when they do not.
-    async fn after_others(self: Arc<Self>, exchange: Exchange, delay: Duration) {
-        tokio::time::sleep(delay).await;
-        if self.progress(&exchange) == Some(Progress::Proposed) {
-            tokio::time::sleep(PROPOSED_GRACE).await;
-        }
-        match self.progress(&exchange) {
-            Some(Progress::Answered) => silent(&exchange, Reason::Answered),
-            progress => {
-                let unheard = progress.is_none() && exchange.request.relayed();
-                self.look_and_finish(exchange, unheard).await;
-            }
-        }
     }
 
     /// Decides one packet by itself. `unheard` says that it came by a relay and that the nodes that
@@ -214,12 +224,16 @@ impl Service {
     }
 
     fn progress(&self, exchange: &Exchange) -> Option<Progress> {
+        Self::progress_in(&self.recent(), exchange)
+    }
+
+    fn progress_in(recent: &Recent, exchange: &Exchange) -> Option<Progress> {
         // A peer may have had the packet before us, and told us so before we looked at it.
         let since = exchange
             .received
             .checked_sub(SAME_COPY)
             .unwrap_or(exchange.received);
-        self.recent().progress(exchange.hash, since, Instant::now())
+        recent.progress(exchange.hash, since, Instant::now())
     }
 
     /// Carries an action through to its reply.
@@ -369,23 +383,6 @@ impl Service {
             address = %reply.yiaddr,
             "answered"
         );
-    }
-
-    /// Remembers, and tells the peers.
-    fn tell(&self, notices: &[Notice]) {
-        if notices.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        let mut recent = self.recent();
-        for notice in notices {
-            // Offers are noted when they are made.
-            if !matches!(notice, Notice::Offered(..)) {
-                recent.note(*notice, now);
-            }
-        }
-        drop(recent);
-        self.cluster.gossip(Notice::encode(notices));
     }
 }
 

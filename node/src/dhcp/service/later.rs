@@ -1,0 +1,128 @@
+//! Packets that other nodes come first for, until those have had their time.
+//!
+//! Most are answered by then and are dropped, many at a time: two nodes of three see each packet in
+//! vain, so that nothing is spent on it but its place in a queue.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+
+use super::{Exchange, PROPOSED_GRACE, Service, silent};
+use crate::dhcp::decide::Reason;
+use crate::dhcp::offers::Progress;
+
+/// How exactly turns are kept; short beside what a rank waits.
+const TICK: Duration = Duration::from_millis(5);
+
+/// A packet, and when it is this node's.
+pub(super) struct Turn {
+    due: Instant,
+    exchange: Exchange,
+    place: OwnedSemaphorePermit,
+    /// A peer has proposed the write that the answer needs, and was given time for it.
+    granted: bool,
+}
+
+impl PartialEq for Turn {
+    fn eq(&self, other: &Self) -> bool {
+        self.due == other.due
+    }
+}
+
+impl Eq for Turn {}
+
+impl PartialOrd for Turn {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Turn {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.due.cmp(&other.due)
+    }
+}
+
+/// All turns to come. Bounded by the places that they hold.
+#[derive(Default)]
+pub(super) struct Later {
+    turns: Mutex<BinaryHeap<Reverse<Turn>>>,
+    filled: Notify,
+}
+
+impl Later {
+    fn turns(&self) -> MutexGuard<'_, BinaryHeap<Reverse<Turn>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a packet for `delay`.
+    pub fn push(&self, exchange: Exchange, delay: Duration, place: OwnedSemaphorePermit) {
+        let due = Instant::now() + delay;
+        self.turns().push(Reverse(Turn {
+            due,
+            exchange,
+            place,
+            granted: false,
+        }));
+        self.filled.notify_one();
+    }
+
+    /// Those whose time has come; none when there is nothing to come either.
+    fn due(&self) -> Option<Vec<Turn>> {
+        let (mut turns, now) = (self.turns(), Instant::now());
+        if turns.is_empty() {
+            return None;
+        }
+        let mut due = Vec::new();
+        while turns.peek().is_some_and(|Reverse(turn)| turn.due <= now) {
+            due.extend(turns.pop().map(|Reverse(turn)| turn));
+        }
+        Some(due)
+    }
+}
+
+impl Service {
+    /// Takes the packets that nobody else has answered when their time comes, for ever.
+    pub async fn take_turns(self: Arc<Self>) {
+        loop {
+            match self.later.due() {
+                Some(due) => {
+                    self.take(due);
+                    tokio::time::sleep(TICK).await;
+                }
+                None => self.later.filled.notified().await,
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>, due: Vec<Turn>) {
+        let progress: Vec<Option<Progress>> = {
+            let recent = self.recent();
+            due.iter()
+                .map(|turn| Self::progress_in(&recent, &turn.exchange))
+                .collect()
+        };
+        for (mut turn, progress) in due.into_iter().zip(progress) {
+            match progress {
+                Some(Progress::Answered) => silent(&turn.exchange, Reason::Answered),
+                Some(Progress::Proposed) if !turn.granted => {
+                    turn.granted = true;
+                    turn.due += PROPOSED_GRACE;
+                    self.later.turns().push(Reverse(turn));
+                }
+                _ => {
+                    let unheard = progress.is_none() && turn.exchange.request.relayed();
+                    let Turn {
+                        exchange, place, ..
+                    } = turn;
+                    self.spawn(place, move |service| async move {
+                        service.look_and_finish(exchange, unheard).await;
+                    });
+                }
+            }
+        }
+    }
+}
