@@ -33,6 +33,11 @@ impl Batches {
         }
     }
 
+    /// How many proposals wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.len() + usize::from(self.held.is_some())
+    }
+
     /// The next batch, never empty; nothing when the queue has ended.
     pub async fn next(&mut self) -> Option<Vec<Ticket>> {
         let first = match self.held.take() {

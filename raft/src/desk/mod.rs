@@ -1,7 +1,8 @@
 //! The way of a proposal: gathered on its node, forwarded to the leader in one message, put into
 //! one log entry with what else is waiting there.
 //!
-//! There are no timers: a batch is what has queued up while earlier ones are on their way.
+//! Nobody waits for company who is alone: a batch is what has queued up while earlier ones are on
+//! their way.
 
 mod batch;
 mod entries;
