@@ -34,7 +34,7 @@ pub fn measure(
     kills: usize,
 ) -> Result<Vec<Gaps>> {
     let mut all = vec![Gaps {
-        name: "Muster, after 650 to 800 ms".to_owned(),
+        name: "Muster, after 400 to 800 ms".to_owned(),
         gaps: Vec::new(),
     }];
     all.extend(others.iter().map(|(name, _)| Gaps {

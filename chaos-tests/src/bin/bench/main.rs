@@ -29,10 +29,9 @@ pub const VALUE_BYTES: usize = 300;
 /// Connections of clients that share them: gRPC multiplexes.
 pub const CHANNELS: usize = 8;
 
-/// Election time-outs of etcd in milliseconds, when leaders are killed. Muster is configured for 250 to
-/// 400 ms; five heartbeats are the least that etcd takes. But a follower of Muster first waits until the
-/// leader's lease of 400 ms is over: it stands after 650 to 800.
-const ETCD_ELECTIONS: [u16; 2] = [300, 650];
+/// Election time-outs of etcd in milliseconds, when leaders are killed: the one that Muster has, and the
+/// least that etcd takes, which is five heartbeats.
+const ETCD_ELECTIONS: [u16; 2] = [400, 300];
 
 /// Measures Muster beside etcd.
 #[derive(Parser)]
