@@ -38,11 +38,29 @@ pub struct Acknowledged {
     pub objects: Vec<String>,
 }
 
+/// Writes without a pause while something happens; what was acknowledged, and what came of it. Each
+/// `round` has clients and names of its own.
+pub fn during<T>(
+    cluster: &Cluster,
+    round: u8,
+    happens: impl FnOnce(&Load) -> Result<T>,
+) -> Result<(Acknowledged, T)> {
+    let load = Load::default();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| load.run(cluster, round));
+        let happened = happens(&load);
+        load.stop();
+        let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))?;
+        // What went wrong meanwhile tells more than that the load suffered from it.
+        let happened = happened?;
+        Ok((acknowledged?, happened))
+    })
+}
+
 impl Load {
-    /// Has clients get addresses and an operator make profiles, until [`Load::stop`]. Each `round`
-    /// has clients and names of its own. Writes that fail are not acknowledged, which is all they
-    /// are.
-    pub fn run(&self, cluster: &Cluster, round: u8) -> Result<Acknowledged> {
+    /// Has clients get addresses and an operator make profiles, until [`Load::stop`]. Writes that
+    /// fail are not acknowledged, which is all they are.
+    fn run(&self, cluster: &Cluster, round: u8) -> Result<Acknowledged> {
         let host = cluster.lab().host(&format!("load{round}"), None)?;
         let port = Port::direct(&host)?;
         let clients: Vec<Client> = (0..CLIENTS)
@@ -71,8 +89,7 @@ impl Load {
         })
     }
 
-    /// Ends the writes.
-    pub fn stop(&self) {
+    fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 

@@ -4,13 +4,12 @@
 
 use std::fs::{self, File};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use muster_chaos::cluster::Cluster;
 use muster_chaos::disk::Disk;
 use muster_chaos::lab::{Lab, wait_until};
-use muster_chaos::load::Load;
 use muster_chaos::node::{Member, Node};
-use muster_chaos::{content, invariant};
+use muster_chaos::{content, invariant, load};
 use serde_json::Value;
 
 use crate::{PATIENCE, tell};
@@ -49,22 +48,15 @@ fn hanging(leader: usize) -> Result<()> {
     tell(&cluster, || {
         cluster.apply(content::WIDE_SUBNET)?;
         cluster.transfer(leader)?;
-        let load = Load::default();
-        let acknowledged = std::thread::scope(|scope| {
-            let running = scope.spawn(|| load.run(&cluster, 0));
-            let gone_on = load.wait(LEASES, OBJECTS, PATIENCE).and_then(|()| {
-                let _hanging = disk.hang()?;
-                load.wait(3 * LEASES, 3 * OBJECTS, PATIENCE)?;
-                wait_shown(&cluster, "see to the disk")?;
-                let leads = cluster.node(0).status()?.leader_name().map(str::to_owned);
-                let expected = if leader == VICTIM { "n3" } else { "n1" };
-                let kept = leads.as_deref() == Some(expected);
-                ensure!(kept == (leader != VICTIM), "{leads:?} leads");
-                Ok(())
-            });
-            load.stop();
-            let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))?;
-            gone_on.and(acknowledged)
+        let (acknowledged, ()) = load::during(&cluster, 0, |load| {
+            load.wait(LEASES, OBJECTS, PATIENCE)?;
+            let _hanging = disk.hang()?;
+            load.wait(3 * LEASES, 3 * OBJECTS, PATIENCE)?;
+            wait_shown(&cluster, "see to the disk")?;
+            let leads = cluster.node(0).status()?.leader_name().map(str::to_owned);
+            let kept = leads.as_deref() == Some(cluster.node(leader).name());
+            ensure!(kept == (leader != VICTIM), "{leads:?} leads");
+            Ok(())
         })?;
         cluster.wait_settled(PATIENCE)?;
         acknowledged.find_everywhere(&cluster)?;
@@ -84,23 +76,17 @@ fn a_disk_that_is_full() -> Result<()> {
         cluster.apply(content::WIDE_SUBNET)?;
         cluster.transfer(VICTIM)?;
 
-        let load = Load::default();
-        let acknowledged = std::thread::scope(|scope| {
-            let running = scope.spawn(|| load.run(&cluster, 0));
-            let gone_on = load.wait(LEASES, OBJECTS, PATIENCE).and_then(|()| {
-                let filled = disk.fill()?;
-                wait_shown(&cluster, "make room")?;
-                load.wait(2 * LEASES, 2 * OBJECTS, PATIENCE)?;
-                drop(filled);
-                // Nobody restarts it.
-                wait_until("it to go on by itself", PATIENCE, || {
-                    Ok(shown_on(cluster.node(0), &cluster)?.live.then_some(()))
-                })?;
-                load.wait(3 * LEASES, 3 * OBJECTS, PATIENCE)
-            });
-            load.stop();
-            let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))?;
-            gone_on.and(acknowledged)
+        let (acknowledged, ()) = load::during(&cluster, 0, |load| {
+            load.wait(LEASES, OBJECTS, PATIENCE)?;
+            let filled = disk.fill()?;
+            wait_shown(&cluster, "make room")?;
+            load.wait(2 * LEASES, 2 * OBJECTS, PATIENCE)?;
+            drop(filled);
+            // Nobody restarts it.
+            wait_until("it to go on by itself", PATIENCE, || {
+                Ok(shown_on(cluster.node(0), &cluster)?.live.then_some(()))
+            })?;
+            load.wait(3 * LEASES, 3 * OBJECTS, PATIENCE)
         })?;
         cluster.wait_settled(PATIENCE)?;
         acknowledged.find_everywhere(&cluster)?;
@@ -163,17 +149,11 @@ fn story(strike: impl Fn(&Disk) -> Result<()> + Sync) -> Result<()> {
         cluster.apply(content::WIDE_SUBNET)?;
         cluster.transfer(VICTIM)?;
 
-        let load = Load::default();
-        let acknowledged = std::thread::scope(|scope| {
-            let running = scope.spawn(|| load.run(&cluster, 0));
-            let struck = load
-                .wait(LEASES, OBJECTS, PATIENCE)
-                .and_then(|()| strike(&disk))
-                .and_then(|()| wait_shown(&cluster, "see to the disk"))
-                .and_then(|()| load.wait(2 * LEASES, 2 * OBJECTS, PATIENCE));
-            load.stop();
-            let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))?;
-            struck.and(acknowledged)
+        let (acknowledged, ()) = load::during(&cluster, 0, |load| {
+            load.wait(LEASES, OBJECTS, PATIENCE)?;
+            strike(&disk)?;
+            wait_shown(&cluster, "see to the disk")?;
+            load.wait(2 * LEASES, 2 * OBJECTS, PATIENCE)
         })?;
         ensure!(victim.is_running(), "the node ended");
         ensure!(victim.metric("muster_raft_fault")? > 0.0, "no alarm");

@@ -7,11 +7,11 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use muster_chaos::cluster::Cluster;
 use muster_chaos::disk::Disk;
 use muster_chaos::lab::Lab;
-use muster_chaos::load::{Acknowledged, Load};
+use muster_chaos::load::{self, Acknowledged};
 use muster_chaos::{content, invariant};
 use nix::sys::signal::Signal;
 
@@ -101,15 +101,9 @@ impl Site {
         }
         self.cluster.wait_settled(PATIENCE)?;
         let leases = LEASES + usize::try_from(random() % LEASES_MORE)?;
-        let load = Load::default();
-        let (acknowledged, left) = std::thread::scope(|scope| {
-            let running = scope.spawn(|| load.run(&self.cluster, round));
-            let left = load
-                .wait(leases, OBJECTS, PATIENCE)
-                .and_then(|()| self.freeze());
-            load.stop();
-            let acknowledged = running.join().map_err(|_| anyhow!("the load broke"))??;
-            anyhow::Ok((acknowledged, left?))
+        let (acknowledged, left) = load::during(&self.cluster, round, |load| {
+            load.wait(leases, OBJECTS, PATIENCE)?;
+            self.freeze()
         })?;
         ensure!(
             acknowledged.leases.len() >= LEASES,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use muster_chaos::cluster::Cluster;
-use muster_chaos::load::Load;
+use muster_chaos::load;
 use muster_chaos::{content, invariant};
 
 use crate::{PATIENCE, tell};
@@ -17,17 +17,9 @@ fn nothing_acknowledged_is_lost_by_sigkill_of_all() -> Result<()> {
     tell(&cluster, || {
         cluster.apply(content::WIDE_SUBNET)?;
         for round in 0..2 {
-            let load = Load::default();
-            let acknowledged = std::thread::scope(|scope| {
-                let running = scope.spawn(|| load.run(&cluster, round));
-                let killed = load
-                    .wait(LEASES, OBJECTS, PATIENCE)
-                    .and_then(|()| kill_all(&cluster));
-                load.stop();
-                let acknowledged = running
-                    .join()
-                    .map_err(|_| anyhow::anyhow!("the load broke"))?;
-                killed.and(acknowledged)
+            let (acknowledged, ()) = load::during(&cluster, round, |load| {
+                load.wait(LEASES, OBJECTS, PATIENCE)?;
+                kill_all(&cluster)
             })?;
             for node in cluster.nodes() {
                 node.start()?;
