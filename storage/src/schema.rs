@@ -65,8 +65,12 @@ pub fn decode_entry(bytes: &[u8]) -> Result<Entry, Corrupt> {
     decode("log entry", bytes)
 }
 
+/// Most rows and small entries fit.
+const TYPICAL_OCTETS: usize = 512;
+
 pub(crate) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, Corrupt> {
-    let mut bytes = CURRENT.to_be_bytes().to_vec();
+    let mut bytes = Vec::with_capacity(TYPICAL_OCTETS);
+    bytes.extend_from_slice(&CURRENT.to_be_bytes());
     rmp_serde::encode::write_named(&mut bytes, value).map_err(|problem| Corrupt::Undecodable {
         what,
         problem: problem.to_string(),

@@ -287,14 +287,17 @@ impl Log for Handle {
             .collect())
     }
 
-    fn append(&self, entries: &[(u64, Vec<u8>)]) -> io::Result<()> {
+    fn append(&self, entries: &[(u64, Vec<u8>)], note: Option<(&str, &[u8])>) -> io::Result<()> {
         let entries: Vec<_> = entries
             .iter()
             .map(|(index, value)| (*index, Bytes::from(value.clone())))
             .collect();
         self.lock()?.log.write(LogWrite::Append(entries.clone()));
         self.disk.oracle.appended(&entries);
-        Ok(())
+        match note {
+            Some((name, value)) => self.set_note(name, value),
+            None => Ok(()),
+        }
     }
 
     fn truncate(&self, first: u64) -> io::Result<()> {

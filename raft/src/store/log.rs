@@ -372,14 +372,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.barrier().await
     }
 
+    /// Written with the next entries: a power cut takes what is written later all the same, and the
+    /// rows outlive a process.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        if let Some(id) = &committed {
-            let bytes = proto::LogId::from(id).encode_to_vec();
-            let inner = &self.inner;
-            inner
-                .disk
-                .write(|| inner.log.set_note(note::COMMITTED, &bytes))?;
-        }
         self.known().committed = committed;
         Ok(())
     }
@@ -406,7 +401,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if !inner.disk.has_room().await {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        inner.disk.write(|| inner.log.append(&stored))?;
+        let committed = self.known().committed;
+        let committed = committed.map(|id| proto::LogId::from(&id).encode_to_vec());
+        let note = committed.as_deref().map(|bytes| (note::COMMITTED, bytes));
+        inner.disk.write(|| inner.log.append(&stored, note))?;
         self.inner.size.grow(&stored);
         metrics::counter!("muster_raft_log_entries_total").increment(stored.len() as u64);
         let mut known = self.known();

@@ -55,8 +55,11 @@ impl Log for MemoryLog {
             .collect())
     }
 
-    fn append(&self, entries: &[(u64, Vec<u8>)]) -> io::Result<()> {
-        self.lock().entries.extend(entries.iter().cloned());
+    fn append(&self, entries: &[(u64, Vec<u8>)], note: Option<(&str, &[u8])>) -> io::Result<()> {
+        let mut contents = self.lock();
+        contents.entries.extend(entries.iter().cloned());
+        let note = note.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        contents.notes.extend(note);
         Ok(())
     }
 

@@ -39,11 +39,11 @@ pub trait Log: Send + Sync + 'static {
     /// When the disk fails or an entry is damaged.
     fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<(u64, Vec<u8>)>>;
 
-    /// Adds or overwrites entries.
+    /// Adds or overwrites entries, and writes a note with them.
     ///
     /// # Errors
     /// When the disk fails.
-    fn append(&self, entries: &[(u64, Vec<u8>)]) -> io::Result<()>;
+    fn append(&self, entries: &[(u64, Vec<u8>)], note: Option<(&str, &[u8])>) -> io::Result<()>;
 
     /// Removes all entries from `first` on.
     ///

@@ -255,10 +255,13 @@ impl Log for RocksLog {
         })
     }
 
-    fn append(&self, entries: &[(u64, Vec<u8>)]) -> io::Result<()> {
+    fn append(&self, entries: &[(u64, Vec<u8>)], note: Option<(&str, &[u8])>) -> io::Result<()> {
         let mut batch = WriteBatch::default();
         for (index, value) in entries {
             batch.put(entry_key(*index), frame(value));
+        }
+        if let Some((name, value)) = note {
+            batch.put(note_key(name), value);
         }
         self.db.with(|db| db.write(batch).map_err(failed))
     }

@@ -87,6 +87,13 @@ pub(super) struct Event {
     octets: usize,
 }
 
+impl Event {
+    /// Its place in history.
+    fn place(&self) -> (Revision, u32) {
+        (self.change.revision, self.position)
+    }
+}
+
 /// Identity of the cluster, written once by the founding entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -314,12 +321,11 @@ impl State {
                     .map(|record| Row::Lease(Box::new(unshare(record))))
             }
             (RowKey::Event(revision, position), row) => {
-                let at = self.events.partition_point(|event| {
-                    (event.change.revision, event.position) < (*revision, *position)
-                });
-                let stands = self.events.get(at).is_some_and(|event| {
-                    (event.change.revision, event.position) == (*revision, *position)
-                });
+                let at = self.place_of_event((*revision, *position));
+                let stands = self
+                    .events
+                    .get(at)
+                    .is_some_and(|event| event.place() == (*revision, *position));
                 let old = stands.then(|| self.events.remove(at)).flatten();
                 if let Some(old) = &old {
                     self.events_octets = self.events_octets.saturating_sub(old.octets);
@@ -383,6 +389,15 @@ impl State {
                 self.reports.insert(*machine, report).map(Row::Report)
             }
             (RowKey::Report(machine), _) => self.reports.remove(machine).map(Row::Report),
+        }
+    }
+
+    /// Where a change stands or would stand: nearly always behind all, or first when it is forgotten.
+    fn place_of_event(&self, place: (Revision, u32)) -> usize {
+        match (self.events.front(), self.events.back()) {
+            (_, Some(last)) if last.place() < place => self.events.len(),
+            (Some(first), _) if first.place() >= place => 0,
+            _ => self.events.partition_point(|event| event.place() < place),
         }
     }
 

@@ -27,8 +27,8 @@ impl Log for Failing {
         self.log.read(range, max_bytes)
     }
 
-    fn append(&self, entries: &[(u64, Vec<u8>)]) -> io::Result<()> {
-        self.log.append(entries)
+    fn append(&self, entries: &[(u64, Vec<u8>)], note: Option<(&str, &[u8])>) -> io::Result<()> {
+        self.log.append(entries, note)
     }
 
     fn truncate(&self, first: u64) -> io::Result<()> {

@@ -5,14 +5,15 @@ use super::*;
 pub fn log_contract(log: &dyn Log) {
     assert_eq!(log.bounds().unwrap(), None);
     let entry = |index: u64| (index, vec![u8::try_from(index % 251).unwrap(); 100]);
-    log.append(&(5..15).map(entry).collect::<Vec<_>>()).unwrap();
+    log.append(&(5..15).map(entry).collect::<Vec<_>>(), None)
+        .unwrap();
     assert_eq!(log.bounds().unwrap(), Some(5..=14));
     assert_eq!(log.read(7..9, usize::MAX).unwrap(), [entry(7), entry(8)]);
     assert_eq!(log.read(7..15, 0).unwrap(), [entry(7)]);
     assert_eq!(log.read(0..100, usize::MAX).unwrap().len(), 10);
     log.truncate(12).unwrap();
     assert_eq!(log.bounds().unwrap(), Some(5..=11));
-    log.append(&[(12, vec![9])]).unwrap();
+    log.append(&[(12, vec![9])], None).unwrap();
     log.purge(8, ("purged", b"x")).unwrap();
     assert_eq!(log.bounds().unwrap(), Some(9..=12));
     assert_eq!(log.note("purged").unwrap().as_deref(), Some(&b"x"[..]));
@@ -84,14 +85,14 @@ fn refuses_a_log_with_a_hole_or_damage() {
     let dir = tempfile::tempdir().unwrap();
     {
         let log = RocksLog::open(dir.path()).unwrap();
-        log.append(&[(1, vec![1]), (2, vec![2])]).unwrap();
+        log.append(&[(1, vec![1]), (2, vec![2])], None).unwrap();
         let damaged = b"\x01\0\0\0\0damaged";
         log.db
             .with(|db| db.put(entry_key(2), damaged).map_err(failed))
             .unwrap();
         let error = log.read(1..3, usize::MAX).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        log.append(&[(4, vec![4])]).unwrap();
+        log.append(&[(4, vec![4])], None).unwrap();
     }
     assert!(RocksLog::open(dir.path()).is_err());
 }
