@@ -16,8 +16,8 @@ use crate::wire::proto;
 
 /// Proposals in one message to the leader.
 const FORWARD_MAX: usize = 1024;
-/// Messages to the leader on their way.
-const FORWARDS_IN_FLIGHT: usize = 4;
+/// Messages to the leader on their way. Few, so that a busy node gathers more into each.
+const FORWARDS_IN_FLIGHT: usize = 2;
 
 /// Sends what this node's services propose on its way: to the bench if this node leads, else to who
 /// does.

@@ -10,7 +10,7 @@ use super::Service;
 use crate::dhcp::offers::Notice;
 
 /// Between two messages. Short beside what a rank waits for those before it.
-const PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_millis(20);
 
 /// Notices in one message, by the bound on its octets; more follow in the next.
 const NOTICES_MAX: usize = 1024;

@@ -13,9 +13,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use super::{Exchange, PROPOSED_GRACE, Service, silent};
 use crate::dhcp::decide::Reason;
 use crate::dhcp::offers::Progress;
+use crate::dhcp::rank;
 
 /// How exactly turns are kept; short beside what a rank waits.
-const TICK: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(10);
 
 /// A packet, and when it is this node's.
 pub(super) struct Turn {
@@ -70,17 +71,14 @@ impl Later {
         self.filled.notify_one();
     }
 
-    /// Those whose time has come; none when there is nothing to come either.
-    fn due(&self) -> Option<Vec<Turn>> {
+    /// Those whose time has come, and when the next ones' does.
+    fn due(&self) -> (Vec<Turn>, Option<Instant>) {
         let (mut turns, now) = (self.turns(), Instant::now());
-        if turns.is_empty() {
-            return None;
-        }
         let mut due = Vec::new();
         while turns.peek().is_some_and(|Reverse(turn)| turn.due <= now) {
             due.extend(turns.pop().map(|Reverse(turn)| turn));
         }
-        Some(due)
+        (due, turns.peek().map(|Reverse(turn)| turn.due))
     }
 }
 
@@ -88,10 +86,14 @@ impl Service {
     /// Takes the packets that nobody else has answered when their time comes, for ever.
     pub async fn take_turns(self: Arc<Self>) {
         loop {
-            match self.later.due() {
-                Some(due) => {
-                    self.take(due);
-                    tokio::time::sleep(TICK).await;
+            let (due, next) = self.later.due();
+            self.take(due);
+            match next {
+                Some(next) => {
+                    // Who comes meanwhile has its turn a step from now at the earliest.
+                    let now = Instant::now();
+                    let look = next.clamp(now + TICK, now + rank::STEP / 2);
+                    tokio::time::sleep_until(look.into()).await;
                 }
                 None => self.later.filled.notified().await,
             }
