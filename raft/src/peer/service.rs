@@ -84,8 +84,10 @@ impl Service {
         Ok(caller)
     }
 
-    /// Whether a node may call: a member with its own key may, or with one that took its place. One that the state does not know yet
-    /// may take part in Raft, when Raft's membership has it or nothing is known here at all.
+    /// Whether a node may call: a member with its own key may, or with one that took its place. One
+    /// that the state does not know yet may take part in Raft, where a call is taken without asking who
+    /// is a member (Ongaro, "Consensus", §4.1): a node that was given an old snapshot hears of a leader
+    /// that joined since then from that leader alone. Its certificate says that it is of this cluster.
     fn admit(&self, caller: &Caller, for_raft: bool) -> Result<(), Status> {
         let from = caller.id;
         let known = self
@@ -110,8 +112,7 @@ impl Service {
                 "the certificate's key is not the member's",
             )),
             Known::Removed => Err(Status::permission_denied(REMOVED)),
-            Known::Nothing if for_raft => Ok(()),
-            Known::NotYet if for_raft && self.inner.view().nodes.contains_key(&from) => Ok(()),
+            Known::Nothing | Known::NotYet if for_raft => Ok(()),
             Known::Nothing | Known::NotYet => not_yet(),
         }
     }

@@ -33,6 +33,13 @@ fn child() {
     let Some(seed) = number(SEED) else {
         return;
     };
+    if env::var_os(ECHO).is_some() {
+        // What the nodes and openraft log, with RUST_LOG, between the lines of the trace.
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .without_time()
+            .init();
+    }
     let mutant = env::var(MUTANT).ok().and_then(|name| Mutant::named(&name));
     let report = run(seed, mutant, env::var_os(ECHO).is_some());
     println!(

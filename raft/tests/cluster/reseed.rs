@@ -1,13 +1,14 @@
 //! A node that was away for longer than the log reaches back is sent a snapshot, while writes go on.
 
 use std::path::Path;
+use std::time::Duration;
 
-use muster_raft::{Cluster, Inspection, Limits};
-use muster_storage::State;
+use muster_raft::{Cluster, Inspection, Limits, Options, Start};
+use muster_storage::{Actor, State};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::common::{Three, has, until};
+use crate::common::{Three, found, has, options, until, voters, write};
 use crate::replication::keep_writing;
 
 /// A log that is soon too short.
@@ -93,10 +94,15 @@ async fn a_node_that_was_away_is_seeded_anew_under_load() {
     assert!(*log.unwrap().unwrap().start() > left + 1);
 }
 
-fn arriving(dir: &Path) -> bool {
+/// Whether there is a snapshot whose name begins so.
+fn holds(dir: &Path, prefix: &str) -> bool {
     let snapshots = std::fs::read_dir(dir.join("snapshots")).unwrap();
     let mut names = snapshots.map(|entry| entry.unwrap().file_name());
-    names.any(|name| name.to_str().unwrap().starts_with("receive-"))
+    names.any(|name| name.to_str().unwrap().starts_with(prefix))
+}
+
+fn arriving(dir: &Path) -> bool {
+    holds(dir, "receive-")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,4 +127,45 @@ async fn a_transfer_that_is_interrupted_begins_anew() {
     check_all(&three, &acknowledged);
     three.stop().await;
     assert!(!arriving(three.dirs[away].path()));
+}
+
+/// The leader joined after the snapshot that it gives a new node was made: nothing in there tells the
+/// new node of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_node_learns_from_a_leader_that_its_snapshot_does_not_know() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let options = |i: usize, start| Options {
+        limits: LIMITS,
+        ..options(dirs[i].path(), &format!("n{i}"), start)
+    };
+    let founder = Cluster::start(options(0, found())).await.unwrap();
+    for n in 0..LIMITS.snapshot_every + LIMITS.keep {
+        write(&founder, &format!("p{n}")).await;
+    }
+    let seeded = |i: usize| holds(dirs[i].path(), "snapshot-");
+    until("there is a snapshot", || seeded(0)).await;
+    let join = async |i, by: &Cluster| {
+        let actor = Actor("test".into());
+        let token = by.join_token(Duration::from_secs(3600), actor).await;
+        let peers = vec![format!("127.0.0.1:{}", by.peer_port())];
+        let token = token.unwrap();
+        let node = Cluster::start(options(i, Start::Join { peers, token })).await;
+        let node = node.unwrap();
+        until("it has caught up", || node.caught_up_once()).await;
+        assert!(seeded(i), "it was given a snapshot");
+        node
+    };
+    let second = join(1, &founder).await;
+    until("both vote", || voters(&second) == 2).await;
+    founder.transfer(Some(second.node_id())).await.unwrap();
+    until("the second leads", || second.is_leader()).await;
+    let third = join(2, &second).await;
+    write(&third, "last").await;
+    until("all have it", || {
+        has(&founder, "last") && has(&third, "last")
+    })
+    .await;
+    for node in [founder, second, third] {
+        node.stop().await;
+    }
 }
