@@ -7,6 +7,7 @@ mod artifacts;
 mod boot_through_each;
 mod clients;
 mod disk_faults;
+mod diverged;
 mod failover;
 mod garbage;
 mod hand_over;
