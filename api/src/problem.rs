@@ -266,6 +266,7 @@ impl From<muster_raft::Error> for Problem {
             Error::Timeout => Self::new("timeout", detail),
             Error::TokenRefused | Error::BadToken => Self::new("token_refused", detail),
             Error::NoSuchNode(_) | Error::NoSuchArtifact(_) => Self::new("not_found", detail),
+            Error::NoRoom => Self::new("no_space", detail),
             Error::Refused(_) | Error::NotAdmitted(_) => Self::new("conflict", detail),
             other => {
                 tracing::error!(error = %other, "request failed");

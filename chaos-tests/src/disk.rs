@@ -83,12 +83,17 @@ impl Disk {
         Ok(())
     }
 
-    /// Another program takes all of the disk but [`LEFT`], until the answer is dropped.
+    /// Another program takes all of the disk but next to nothing, until the answer is dropped.
     pub fn fill(&self) -> Result<Filled> {
+        self.fill_but(LEFT)
+    }
+
+    /// Another program takes all of the disk but so many octets, until the answer is dropped.
+    pub fn fill_but(&self, octets: u64) -> Result<Filled> {
         let found = statvfs(&self.at).context("looking at the disk")?;
         let left = found.blocks_available() * found.fragment_size();
         let path = self.at.join("filler");
-        let length = left.saturating_sub(LEFT).to_string();
+        let length = left.saturating_sub(octets).to_string();
         run(Command::new("fallocate")
             .arg("--length")
             .arg(length)

@@ -1,7 +1,9 @@
 //! The bytes of artifacts: spread over a quorum, pulled by the rest, streamed from whoever has them.
 
-use std::collections::BTreeSet;
-use std::io::{self, SeekFrom};
+mod writer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind, SeekFrom};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ use crate::inner::Inner;
 use crate::peer::CHUNK_BYTES;
 use crate::wire::proto;
 
+pub use writer::ArtifactWriter;
+
 /// Artifacts pulled at a time.
 const PULLS: usize = 2;
 /// A peer that sends nothing for as long as this is left for another.
@@ -29,8 +33,11 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Artifacts that are being pulled, so that nobody pulls one twice.
 #[derive(Default)]
 pub struct Pulls {
-    running: Mutex<std::collections::BTreeMap<Sha256, watch::Receiver<Option<bool>>>>,
+    running: Mutex<BTreeMap<Sha256, watch::Receiver<Option<Pulled>>>>,
 }
+
+/// What a pull came to; the error in a form that many can be told.
+type Pulled = Result<(), (ErrorKind, String)>;
 
 /// Bytes of a file that is here, from `offset` on.
 pub async fn read(
@@ -146,8 +153,17 @@ async fn open_next(
     None
 }
 
-/// Has the artifact on this node's disk, pulling it if need be; `first` is asked first.
-pub async fn hold(inner: &Arc<Inner>, sha: Sha256, first: Option<u64>) -> io::Result<()> {
+/// Has the artifact of `size` octets on this node's disk, pulling it if need be; `first` is asked
+/// first.
+///
+/// # Errors
+/// Of kind `StorageFull` when the disk has no room for it; and when no peer could give it.
+pub async fn hold(
+    inner: &Arc<Inner>,
+    sha: Sha256,
+    size: u64,
+    first: Option<u64>,
+) -> io::Result<()> {
     if inner.blobs.size(&sha).is_some() {
         return Ok(());
     }
@@ -164,9 +180,9 @@ pub async fn hold(inner: &Arc<Inner>, sha: Sha256, first: Option<u64>) -> io::Re
                 running.insert(sha, done.clone());
                 let puller = Arc::clone(inner);
                 inner.spawn(async move {
-                    let result = pull(&puller, sha, first).await;
+                    let result = pull(&puller, sha, size, first).await;
                     if let Err(error) = &result {
-                        tracing::warn!(%sha, %error, "cannot pull an artifact");
+                        tracing::debug!(%sha, %error, "cannot pull an artifact");
                     }
                     let mut running = puller
                         .pulls
@@ -174,36 +190,41 @@ pub async fn hold(inner: &Arc<Inner>, sha: Sha256, first: Option<u64>) -> io::Re
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner);
                     running.remove(&sha);
-                    sender.send_replace(Some(result.is_ok()));
+                    let told = result.map_err(|error| (error.kind(), error.to_string()));
+                    sender.send_replace(Some(told));
                 });
                 done
             }
         }
     };
-    let result = done.wait_for(Option::is_some).await.map(|done| *done);
-    match result {
-        Ok(Some(true)) => Ok(()),
-        _ => Err(io::Error::other("no peer could give the artifact")),
+    let pulled = done
+        .wait_for(Option::is_some)
+        .await
+        .map(|done| done.clone());
+    match pulled {
+        Ok(Some(pulled)) => pulled.map_err(|(kind, why)| io::Error::new(kind, why)),
+        _ => Err(io::Error::other("the pull was given up")),
     }
 }
 
-async fn pull(inner: &Arc<Inner>, sha: Sha256, first: Option<u64>) -> io::Result<()> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "no live peer has it");
+async fn pull(inner: &Arc<Inner>, sha: Sha256, size: u64, first: Option<u64>) -> io::Result<()> {
+    let mut last = io::Error::new(ErrorKind::NotFound, "no live peer has it");
     for peer in sources(inner, first) {
-        match pull_from(inner, peer, sha).await {
+        match pull_from(inner, peer, sha, size).await {
             Ok(size) => {
                 metrics::counter!("muster_raft_artifact_bytes_pulled_total").increment(size);
                 return Ok(());
             }
+            Err(error) if error.kind() == ErrorKind::StorageFull => return Err(error),
             Err(error) => last = error,
         }
     }
     Err(last)
 }
 
-async fn pull_from(inner: &Inner, peer: u64, sha: Sha256) -> io::Result<u64> {
+async fn pull_from(inner: &Inner, peer: u64, sha: Sha256, size: u64) -> io::Result<u64> {
+    let mut writer = ArtifactWriter::begin(inner, size)?;
     let mut pieces = read_from(inner, peer, sha, 0).await?;
-    let mut writer = inner.blobs.writer()?;
     while let Some(bytes) = pieces.try_next().await? {
         writer = tokio::task::spawn_blocking(move || writer.write(&bytes).map(|()| writer))
             .await
@@ -234,18 +255,21 @@ pub async fn spread(inner: &Arc<Inner>, sha: Sha256, size: u64) -> Result<Vec<No
                 sha256: sha.0.to_vec().into(),
                 size,
             });
-            if call.await.is_ok_and(|reply| reply.into_inner().held) {
-                let _ = sender.send(peer);
+            if let Ok(reply) = call.await {
+                let _ = sender.send((peer, reply.into_inner()));
             }
         });
     }
     drop(sender);
     let mut held: BTreeSet<u64> = BTreeSet::from([inner.id.0]);
+    let mut full = false;
     while !view.is_quorum(|id| held.contains(&id)) {
         match holders.recv().await {
-            Some(peer) => {
+            Some((peer, proto::HoldReply { held: true, .. })) => {
                 held.insert(peer);
             }
+            Some((_, reply)) => full |= reply.full,
+            None if full => return Err(Error::NoRoom),
             None => {
                 return Err(Error::Refused(
                     "fewer than a quorum of nodes could store the artifact; see `muster cluster \
@@ -258,48 +282,57 @@ pub async fn spread(inner: &Arc<Inner>, sha: Sha256, size: u64) -> Result<Vec<No
     Ok(held.into_iter().map(NodeId).collect())
 }
 
-/// Digests of all artifacts that the state names and this node lacks.
-fn missing(inner: &Inner) -> BTreeSet<Sha256> {
-    let named: BTreeSet<Sha256> = inner.memory.read(|state| {
+/// Digests and sizes of all artifacts that the state names and this node lacks; shows how many.
+fn missing(inner: &Inner) -> BTreeMap<Sha256, u64> {
+    let named: BTreeMap<Sha256, u64> = inner.memory.read(|state| {
         state
             .objects_after(ObjectKind::Artifact, None)
             .filter_map(|record| match &record.object {
-                Object::Artifact(artifact) => Some(artifact.sha256),
+                Object::Artifact(artifact) => Some((artifact.sha256, artifact.size)),
                 _ => None,
             })
             .collect()
     });
-    named
+    let lacking: BTreeMap<Sha256, u64> = named
         .into_iter()
-        .filter(|sha| inner.blobs.size(sha).is_none())
-        .collect()
+        .filter(|(sha, _)| inner.blobs.size(sha).is_none())
+        .collect();
+    metrics::gauge!("muster_raft_artifacts_missing").set(lacking.len() as f64);
+    lacking
 }
 
-/// Keeps pulling what this node lacks.
+/// Keeps pulling what this node lacks. What there is no room for waits for it.
 pub async fn run(inner: Arc<Inner>) {
     let mut progress = inner.progress.clone();
     let permits = Arc::new(Semaphore::new(PULLS));
+    let mut told = None;
     loop {
         let lacking = missing(&inner);
-        metrics::gauge!("muster_raft_artifacts_missing").set(lacking.len() as f64);
         let mut pulls: FuturesUnordered<_> = lacking
             .into_iter()
-            .map(|sha| {
+            .map(|(sha, size)| {
                 let (inner, permits) = (&inner, &permits);
                 async move {
                     let _permit = permits.acquire().await;
-                    hold(inner, sha, None).await.is_ok()
+                    hold(inner, sha, size, None).await
                 }
             })
             .collect();
-        let mut failed = false;
+        let mut failed = None;
         while let Some(held) = pulls.next().await {
-            failed |= !held;
+            failed = held.err().or(failed);
         }
         drop(pulls);
+        // It may be long until something changes.
+        missing(&inner);
+        let kind = failed.as_ref().map(io::Error::kind);
+        if let Some(error) = failed.filter(|_| kind != told) {
+            tracing::warn!(%error, "cannot pull all artifacts yet");
+        }
+        told = kind;
         // Changes come in bursts; looking once a second is enough.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if failed {
+        if told.is_some() {
             let _ = tokio::time::timeout(RETRY, progress.changed()).await;
         } else if progress.changed().await.is_err() {
             return;

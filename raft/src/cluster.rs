@@ -17,6 +17,7 @@ use muster_storage::{
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
+use crate::artifacts::ArtifactWriter;
 use crate::follow::Follow;
 use crate::inner::Inner;
 use crate::options::Options;
@@ -349,11 +350,20 @@ impl Cluster {
         &self.inner.blobs
     }
 
+    /// Begins an artifact of `size` octets on this node, or of more.
+    ///
+    /// # Errors
+    /// Of kind `StorageFull` when the disk has no room for it; else when the disk fails.
+    pub fn artifact_writer(&self, size: u64) -> io::Result<ArtifactWriter> {
+        ArtifactWriter::begin(&self.inner, size)
+    }
+
     /// Has an artifact, whole on this node, copied to the others. Resolves with its holders once
     /// they are a quorum.
     ///
     /// # Errors
-    /// When fewer than a quorum can hold it.
+    /// [`Error::NoRoom`] when the disks of too many nodes are too full for it; refused when fewer than
+    /// a quorum can hold it for other reasons.
     pub async fn spread(&self, sha: Sha256, size: u64) -> Result<Vec<NodeId>, Error> {
         artifacts::spread(&self.inner, sha, size).await
     }

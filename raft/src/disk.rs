@@ -17,7 +17,7 @@ use crate::inner::Inner;
 use crate::manage;
 
 use room::Room;
-pub use room::check_for_start;
+pub use room::{check_for_artifact, check_for_start};
 use stall::Pending;
 
 /// Between two looks.

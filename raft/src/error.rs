@@ -73,6 +73,12 @@ pub enum Error {
     /// No peer has the artifact.
     #[error("no live node has the artifact {0}")]
     NoSuchArtifact(String),
+    /// Too few disks have room for the artifact.
+    #[error(
+        "fewer than a quorum of nodes have room for the artifact; make room on the disks of their data \
+         directories, or remove artifacts that are not used any more"
+    )]
+    NoRoom,
     /// This node took itself out of service before.
     #[error("this node is out of service: {0}")]
     Diverged(String),

@@ -47,6 +47,7 @@ mod types;
 mod view;
 mod wire;
 
+pub use artifacts::ArtifactWriter;
 pub use backup::{Backup, Restored, restore};
 pub use cluster::Cluster;
 pub use error::Error;

@@ -92,6 +92,10 @@ pub fn describe_metrics() {
         "Snapshots installed"
     );
     describe_counter!(
+        "muster_raft_artifacts_without_room_total",
+        "Artifacts, uploaded or pulled, that were turned away because the disk is nearly full; a pull is tried again"
+    );
+    describe_counter!(
         "muster_raft_artifact_bytes_pulled_total",
         Unit::Bytes,
         "Bytes of artifacts pulled from peers"

@@ -3,12 +3,12 @@
 use std::io;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt as _;
-use muster_storage::blobs::BlobWriter;
+use muster_raft::ArtifactWriter;
 use muster_storage::model::{Artifact, Object, ObjectKind, Sha256};
 use muster_storage::{Command, Effect};
 use serde::Deserialize;
@@ -56,7 +56,10 @@ async fn upload(
     let _permit = UPLOADS
         .try_acquire()
         .map_err(|_| Problem::new("unavailable", "too many uploads at a time; try again"))?;
-    let writer = app.cluster.blobs().writer().map_err(|error| disk(&error))?;
+    // What the client says that it will send, if it does.
+    let announced = body.size_hint().lower();
+    let writer = app.cluster.artifact_writer(announced);
+    let writer = writer.map_err(|error| disk(&error))?;
     let (sha256, size) = store(writer, body, expected.sha256).await?;
     let spread = app.cluster.spread(sha256, size).await;
     let holders = spread.map_err(|error| match error {
@@ -90,7 +93,7 @@ async fn upload(
 
 /// Writes a body to the disk on a thread of its own, as fast as the disk takes it.
 async fn store(
-    mut writer: BlobWriter,
+    mut writer: ArtifactWriter,
     body: Body,
     expected: Option<Sha256>,
 ) -> Result<(Sha256, u64), Problem> {
@@ -141,7 +144,7 @@ fn disk(error: &io::Error) -> Problem {
         io::ErrorKind::InvalidData => Problem::invalid("sha256", error.to_string()),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Problem::new(
             "no_space",
-            format!("the disk of this node is full: {error}"),
+            format!("this node cannot take the file: {error}"),
         ),
         _ => {
             tracing::error!(%error, "an upload could not be written");

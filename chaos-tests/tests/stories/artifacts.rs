@@ -1,13 +1,17 @@
 //! A file is uploaded to one node and fetched from every node, by HTTP and TFTP, whole and in part;
-//! also from one that has not got its octets yet.
+//! also from one that has not got its octets yet. Where a disk gets full artifacts stop long before
+//! the log has to.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use muster_chaos::cluster::Cluster;
-use muster_chaos::lab::{Host, run};
+use muster_chaos::disk::Disk;
+use muster_chaos::invariant;
+use muster_chaos::lab::{Host, Lab, run, wait_until};
+use muster_chaos::node::Node;
 
 use crate::{PATIENCE, curl, tell};
 
@@ -42,6 +46,78 @@ fn every_node_serves_what_one_was_given() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// A disk of this size spares 192 MiB for the log.
+const DISK: u64 = 768 << 20;
+/// What is left of it is too little for artifacts, and plenty for the log.
+const LEFT: u64 = 150 << 20;
+
+#[test]
+fn a_disk_that_gets_full_takes_no_artifacts_and_its_node_goes_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let disks = [
+        Disk::of_size(&lab, "n2", DISK)?,
+        Disk::of_size(&lab, "n3", DISK)?,
+    ];
+    let cluster = Cluster::found_in(lab, 3)?;
+    tell(&cluster, || {
+        let host = cluster.lab().host("client", Some([10, 77, 0, 20].into()))?;
+        let dir = cluster.lab().dir().to_owned();
+        let [first, full] = [0, 2].map(|index| cluster.node(index));
+
+        // Too long for the disk: not a single octet is taken.
+        let endless = dir.join("endless");
+        File::create(&endless)?.set_len(DISK)?;
+        refused(full, &endless, "not for artifacts")?;
+
+        let filled = disks[1].fill_but(LEFT)?;
+        let files = [("one", SMALL), ("two", SMALL + 1)];
+        let [one, two] = files.map(|(name, size)| pattern(&dir, name, size));
+        let (one, two) = (one?, two?);
+        refused(full, &one, "make room")?;
+        // The others are a quorum; this one waits, and gives what it has not got all the same.
+        upload(&cluster, 0, &one, "files/one")?;
+        wait_missing(full, 1)?;
+        ensure!(turned_away(full)? >= 3.0, "its waiting is not counted");
+        by_http(&cluster, 2, &host, &one, "files/one")?;
+        let profile = ["profiles", "create", "-f", "-"];
+        full.cli_with(&profile, "name: written-meanwhile\n")?.ok()?;
+        ensure!(full.metric("muster_raft_fault")? == 0.0, "it is out");
+
+        let also_filled = disks[0].fill_but(LEFT)?;
+        refused(first, &two, "fewer than a quorum of nodes have room")?;
+        drop(also_filled);
+        upload(&cluster, 0, &two, "files/two")?;
+        wait_missing(full, 2)?;
+        drop(filled);
+        wait_missing(full, 0)?;
+        upload(&cluster, 2, &two, "files/three")?;
+        invariant::same_everywhere(&cluster)
+    })
+}
+
+fn refused(node: &Node, file: &Path, why: &str) -> Result<()> {
+    let file = file.display().to_string();
+    let answer = node.cli(&["artifacts", "upload", &file, "--path", "files/refused"])?;
+    ensure!(answer.code == 1, "exit {}: {}", answer.code, answer.stderr);
+    ensure!(answer.stderr.contains(why), "it says: {}", answer.stderr);
+    Ok(())
+}
+
+fn wait_missing(node: &Node, count: u32) -> Result<()> {
+    wait_until(
+        &format!("{count} artifacts to be missing"),
+        PATIENCE,
+        || {
+            let missing = node.metric("muster_raft_artifacts_missing")?;
+            Ok((missing == f64::from(count)).then_some(()))
+        },
+    )
+}
+
+fn turned_away(node: &Node) -> Result<f64> {
+    node.metric("muster_raft_artifacts_without_room_total")
 }
 
 /// A file whose octets tell their place.

@@ -1,6 +1,7 @@
 //! A disk that is nearly full. A store that runs into the end of its disk is broken until it is
 //! opened anew, and may not open for want of room. So a node stops appending to its log before, and
-//! goes on when there is room again.
+//! goes on when there is room again. Artifacts stop long before that: they are large, and nothing waits
+//! for them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +16,10 @@ use crate::Error;
 const LOW: u64 = 48 << 20;
 /// With this much left appending goes on.
 const ENOUGH: u64 = 64 << 20;
+/// So much of a disk is never for artifacts: a quarter of it, within these bounds.
+const SPARED_SHARE: u64 = 4;
+const SPARED_MIN: u64 = 96 << 20;
+const SPARED_MAX: u64 = 256 << 20;
 /// What opening a store needs beside the room for what its write-ahead log holds.
 const FOR_START: u64 = 8 << 20;
 
@@ -36,12 +41,20 @@ impl Default for Room {
     }
 }
 
-fn free(dir: &Path) -> io::Result<u64> {
+/// Octets of the disk that a directory is on.
+struct Octets {
+    all: u64,
+    /// For a process that is not root's as well.
+    left: u64,
+}
+
+fn octets(dir: &Path) -> io::Result<Octets> {
     let found = statvfs(dir)?;
-    // For a process that is not root's as well.
-    Ok(found
-        .blocks_available()
-        .saturating_mul(found.fragment_size()))
+    let size = found.fragment_size();
+    Ok(Octets {
+        all: found.blocks().saturating_mul(size),
+        left: found.blocks_available().saturating_mul(size),
+    })
 }
 
 fn mebibytes(octets: u64) -> u64 {
@@ -51,7 +64,7 @@ fn mebibytes(octets: u64) -> u64 {
 impl Room {
     /// Looks how much there is.
     pub fn look(&self, dir: &Path) -> io::Result<()> {
-        let left = free(dir)?;
+        let left = octets(dir)?.left;
         metrics::gauge!("muster_raft_disk_free_bytes").set(left as f64);
         self.note(left);
         Ok(())
@@ -96,6 +109,32 @@ impl Room {
     }
 }
 
+/// What of a disk of so many octets is not for artifacts.
+fn spared(all: u64) -> u64 {
+    (all / SPARED_SHARE).clamp(SPARED_MIN, SPARED_MAX)
+}
+
+/// Refuses so many octets more of an artifact when the log may want them.
+///
+/// # Errors
+/// Of kind `StorageFull` when it is so; and when the disk cannot be looked at.
+pub fn check_for_artifact(dir: &Path, more: u64) -> io::Result<()> {
+    let Octets { all, left } = octets(dir)?;
+    let spared = spared(all);
+    if left.saturating_sub(more) >= spared {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::StorageFull,
+        format!(
+            "the disk has {} MiB left, and the last {} MiB are not for artifacts; make room on the \
+             disk of its data directory",
+            mebibytes(left),
+            mebibytes(spared)
+        ),
+    ))
+}
+
 /// Refuses to open the stores of a data directory when there is no room for it: what their
 /// write-ahead logs hold is written once more then.
 ///
@@ -113,7 +152,7 @@ pub fn check_for_start(dir: &Path) -> Result<(), Error> {
             }
         }
     }
-    let left = free(dir).map_err(doing())?;
+    let left = octets(dir).map_err(doing())?.left;
     if left >= needed {
         return Ok(());
     }
@@ -177,6 +216,20 @@ mod tests {
         });
         room.close();
         assert!(!waiting.await.unwrap());
+    }
+
+    #[test]
+    fn artifacts_leave_more_to_the_log_than_it_needs_to_go_on() {
+        // Size of the disk in MiB, and what is spared of it.
+        for (all, expected) in [(0, 96), (192, 96), (768, 192), (1024, 256), (1 << 30, 256)] {
+            assert_eq!(mebibytes(spared(all << 20)), expected, "{all}");
+        }
+        const { assert!(SPARED_MIN > ENOUGH) };
+        let dir = tempfile::tempdir().unwrap();
+        let Octets { left, .. } = octets(dir.path()).unwrap();
+        let refused = check_for_artifact(dir.path(), left).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+        assert!(refused.to_string().contains("make room"), "{refused}");
     }
 
     #[test]

@@ -371,8 +371,11 @@ impl proto::peer_server::Peer for Service {
     async fn hold(&self, request: Request<proto::HoldRequest>) -> Reply<proto::HoldReply> {
         let (from, request) = self.guard(request)?;
         let sha = digest(&request.sha256)?;
-        let held = artifacts::hold(&self.inner, sha, Some(from)).await;
-        Ok(Response::new(proto::HoldReply { held: held.is_ok() }))
+        let held = artifacts::hold(&self.inner, sha, request.size, Some(from)).await;
+        Ok(Response::new(proto::HoldReply {
+            held: held.is_ok(),
+            full: held.is_err_and(|error| error.kind() == std::io::ErrorKind::StorageFull),
+        }))
     }
 
     type FetchStream = Replies<proto::FetchPiece>;
