@@ -116,6 +116,12 @@ impl Lab {
         })
     }
 
+    /// Takes a host away. Sockets on it are closed by whoever opened them.
+    pub fn remove_host(&self, host: Host) -> Result<()> {
+        self.ip(&self.switch(), &format!("link delete dev {}", host.name))?;
+        run(Command::new("ip").args(["netns", "delete", &host.namespace])).map(drop)
+    }
+
     /// A host without an address, for a DHCP client with this MAC.
     pub fn client(&self, mac: &str) -> Result<Host> {
         let host = self.host(&self.unique("c"), None)?;

@@ -66,18 +66,22 @@ impl Load {
         let clients: Vec<Client> = (0..CLIENTS)
             .map(|number| Client::numbered(round, number))
             .collect();
-        std::thread::scope(|scope| {
+        let acknowledged = std::thread::scope(|scope| {
             let operator = scope.spawn(|| self.create_profiles(cluster, round));
             let served = crowd::seek(&port, &clients, AT_ONCE, |served| {
                 self.leases.store(served.given.len(), Ordering::Relaxed);
                 self.stop.load(Ordering::Relaxed)
             })?;
             let objects = operator.join().map_err(|_| anyhow!("the operator broke"))?;
-            Ok(Acknowledged {
+            Ok::<_, anyhow::Error>(Acknowledged {
                 leases: served.given,
                 objects: objects?,
             })
-        })
+        })?;
+        drop(port);
+        // The next one is as fast: every host hears every broadcast.
+        cluster.lab().remove_host(host)?;
+        Ok(acknowledged)
     }
 
     /// Waits until so many writes of each kind are acknowledged.
