@@ -9,16 +9,10 @@ use tonic::{Code, Response, Status};
 use crate::Error;
 use crate::inner::Inner;
 use crate::peer::PeerClient;
-use crate::wire::proto::Cause;
+use crate::wire::proto::{Cause, OrderReply};
 
 /// For the answer: longer than it takes to hand leadership over, or to commit a write.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// An answer, whatever the order was.
-pub trait Answer {
-    /// See [`encode`].
-    fn parts(self) -> (i32, String);
-}
 
 /// What is said when a node cannot be given an order.
 pub struct Excuses {
@@ -28,13 +22,18 @@ pub struct Excuses {
     pub old_version: &'static str,
 }
 
-/// Gives another node an order that only that node can carry out.
-pub async fn ask<A: Answer, F: Future<Output = Result<Response<A>, Status>>>(
+/// Has a node carry out an order about itself: this one does it, another one is asked to.
+pub async fn order<F: Future<Output = Result<Response<OrderReply>, Status>>>(
     inner: &Inner,
     node: NodeId,
     excuses: &Excuses,
-    order: impl FnOnce(PeerClient) -> F,
+    carry_out: impl Future<Output = Result<(), Error>>,
+    ask: impl FnOnce(PeerClient) -> F,
 ) -> Result<(), Error> {
+    inner.check_running()?;
+    if node == inner.id {
+        return carry_out.await;
+    }
     let name = inner
         .memory
         .read(|state| state.member(node).map(|member| member.name.clone()))
@@ -45,10 +44,10 @@ pub async fn ask<A: Answer, F: Future<Output = Result<Response<A>, Status>>>(
             excuses.not_live
         )));
     }
-    let asked = order(inner.links.to(node.0)?.fast);
+    let asked = ask(inner.links.to(node.0)?.fast);
     match tokio::time::timeout(DEADLINE, asked).await {
         Ok(Ok(answer)) => {
-            let (cause, problem) = answer.into_inner().parts();
+            let OrderReply { problem, cause } = answer.into_inner();
             decode(cause, problem)
         }
         Ok(Err(status)) => Err(Error::Refused(no_answer(&name, excuses, &status))),
@@ -66,6 +65,12 @@ fn no_answer(name: &str, excuses: &Excuses, status: &Status) -> String {
             crate::peer::root_cause(status)
         ),
     }
+}
+
+/// What a peer is told that gave this node an order about itself.
+pub async fn reply(carry_out: impl Future<Output = Result<(), Error>>) -> OrderReply {
+    let (cause, problem) = encode(carry_out.await);
+    OrderReply { problem, cause }
 }
 
 /// The cause and the words; no words when the order was carried out.

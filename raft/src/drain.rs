@@ -9,7 +9,7 @@ use std::time::Duration;
 use muster_storage::NodeId;
 use tonic::Code;
 
-use crate::answer::{self, Answer, Excuses};
+use crate::answer::{self, Excuses};
 use crate::inner::Inner;
 use crate::peer::PeerClient;
 use crate::view::View;
@@ -24,26 +24,15 @@ const EXCUSES: Excuses = Excuses {
     old_version: "is not drained from other nodes; ask it itself with --endpoint",
 };
 
-impl Answer for proto::DrainReply {
-    fn parts(self) -> (i32, String) {
-        (self.cause, self.problem)
-    }
-}
-
 /// Drains a node, this one or another.
 pub async fn order(inner: &Arc<Inner>, node: NodeId) -> Result<(), Error> {
-    inner.check_running()?;
-    if node == inner.id {
-        return carry_out(inner).await;
-    }
-    let order = |mut peer: PeerClient| async move { peer.drain(proto::DrainRequest {}).await };
-    answer::ask(inner, node, &EXCUSES, order).await
+    let ask = |mut peer: PeerClient| async move { peer.drain(proto::DrainRequest {}).await };
+    answer::order(inner, node, &EXCUSES, carry_out(inner), ask).await
 }
 
 /// Answers a peer that wants this node drained.
-pub async fn serve(inner: &Arc<Inner>) -> proto::DrainReply {
-    let (cause, problem) = answer::encode(carry_out(inner).await);
-    proto::DrainReply { problem, cause }
+pub async fn serve(inner: &Arc<Inner>) -> proto::OrderReply {
+    answer::reply(carry_out(inner)).await
 }
 
 /// Whether this node is draining, or being drained.

@@ -12,7 +12,7 @@ use muster_storage::model::Sha256;
 use muster_storage::{NodeId, Timestamp};
 use tokio::sync::{Mutex, watch};
 
-use crate::answer::{self, Answer, Excuses};
+use crate::answer::{self, Excuses};
 use crate::identity::Files;
 use crate::inner::Inner;
 use crate::peer::PeerClient;
@@ -134,20 +134,10 @@ const EXCUSES: Excuses = Excuses {
     old_version: "takes no new key; upgrade it first",
 };
 
-impl Answer for proto::RenewReply {
-    fn parts(self) -> (i32, String) {
-        (self.cause, self.problem)
-    }
-}
-
 /// Has a node, this one or another, take a new key.
 pub async fn order(inner: &Arc<Inner>, node: NodeId) -> Result<(), Error> {
-    inner.check_running()?;
-    if node == inner.id {
-        return carry_out(inner).await;
-    }
-    let order = |mut peer: PeerClient| async move { peer.renew(proto::RenewRequest {}).await };
-    answer::ask(inner, node, &EXCUSES, order).await
+    let ask = |mut peer: PeerClient| async move { peer.renew(proto::RenewRequest {}).await };
+    answer::order(inner, node, &EXCUSES, carry_out(inner), ask).await
 }
 
 /// Has all nodes take new keys, one after the other.
@@ -172,9 +162,8 @@ pub async fn order_all(inner: &Arc<Inner>) -> Result<(), Error> {
 }
 
 /// Answers a peer that wants this node to take a new key.
-pub async fn serve(inner: &Arc<Inner>) -> proto::RenewReply {
-    let (cause, problem) = answer::encode(carry_out(inner).await);
-    proto::RenewReply { problem, cause }
+pub async fn serve(inner: &Arc<Inner>) -> proto::OrderReply {
+    answer::reply(carry_out(inner)).await
 }
 
 /// Takes a new key, and waits until the record of this node has it.

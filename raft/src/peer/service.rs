@@ -335,12 +335,12 @@ impl proto::peer_server::Peer for Service {
         Ok(Response::new(manage::serve(&self.inner, request).await))
     }
 
-    async fn drain(&self, request: Request<proto::DrainRequest>) -> Reply<proto::DrainReply> {
+    async fn drain(&self, request: Request<proto::DrainRequest>) -> Reply<proto::OrderReply> {
         self.guard(request)?;
         Ok(Response::new(drain::serve(&self.inner).await))
     }
 
-    async fn renew(&self, request: Request<proto::RenewRequest>) -> Reply<proto::RenewReply> {
+    async fn renew(&self, request: Request<proto::RenewRequest>) -> Reply<proto::OrderReply> {
         self.guard(request)?;
         Ok(Response::new(renew::serve(&self.inner).await))
     }
