@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 use muster_chaos::cluster::Cluster;
 use muster_chaos::disk::Disk;
 use muster_chaos::lab::{Lab, wait_until};
+use muster_chaos::load::{self, Acknowledged};
 use muster_chaos::node::{Member, Node};
-use muster_chaos::{content, invariant, load};
+use muster_chaos::{content, invariant};
 use serde_json::Value;
 
 use crate::{PATIENCE, tell};
@@ -41,12 +42,27 @@ fn a_leader_whose_disk_hangs() -> Result<()> {
     hanging(VICTIM)
 }
 
-fn hanging(leader: usize) -> Result<()> {
+/// Three nodes, the victim on a disk of its own.
+fn site(size: u64) -> Result<(Disk, Cluster)> {
     let lab = Lab::new()?;
-    let disk = Disk::of_size(&lab, "n3", SIZE)?;
+    let disk = Disk::of_size(&lab, "n3", size)?;
     let cluster = Cluster::found_in(lab, 3)?;
+    cluster.apply(content::WIDE_SUBNET)?;
+    Ok((disk, cluster))
+}
+
+/// All nodes are back, and have all that was acknowledged.
+fn all_is_well(cluster: &Cluster, acknowledged: &Acknowledged) -> Result<()> {
+    cluster.wait_settled(PATIENCE)?;
+    acknowledged.find_everywhere(cluster)?;
+    invariant::same_everywhere(cluster)?;
+    println!("{acknowledged}, all found");
+    Ok(())
+}
+
+fn hanging(leader: usize) -> Result<()> {
+    let (disk, cluster) = site(SIZE)?;
     tell(&cluster, || {
-        cluster.apply(content::WIDE_SUBNET)?;
         cluster.transfer(leader)?;
         let (acknowledged, ()) = load::during(&cluster, 0, |load| {
             load.wait(LEASES, OBJECTS, PATIENCE)?;
@@ -58,22 +74,15 @@ fn hanging(leader: usize) -> Result<()> {
             ensure!(kept == (leader != VICTIM), "{leads:?} leads");
             Ok(())
         })?;
-        cluster.wait_settled(PATIENCE)?;
-        acknowledged.find_everywhere(&cluster)?;
-        invariant::same_everywhere(&cluster)?;
-        println!("{acknowledged}, all found");
-        Ok(())
+        all_is_well(&cluster, &acknowledged)
     })
 }
 
 #[test]
 fn a_disk_that_is_full() -> Result<()> {
-    let lab = Lab::new()?;
-    let disk = Disk::of_size(&lab, "n3", 2 * SIZE)?;
-    let cluster = Cluster::found_in(lab, 3)?;
+    let (disk, cluster) = site(2 * SIZE)?;
     tell(&cluster, || {
         let victim = cluster.node(VICTIM);
-        cluster.apply(content::WIDE_SUBNET)?;
         cluster.transfer(VICTIM)?;
 
         let (acknowledged, ()) = load::during(&cluster, 0, |load| {
@@ -99,11 +108,7 @@ fn a_disk_that_is_full() -> Result<()> {
         ensure!(victim.log().contains("make room"), "{}", victim.log());
         drop(filled);
         victim.start()?;
-        cluster.wait_settled(PATIENCE)?;
-        acknowledged.find_everywhere(&cluster)?;
-        invariant::same_everywhere(&cluster)?;
-        println!("{acknowledged}, all found");
-        Ok(())
+        all_is_well(&cluster, &acknowledged)
     })
 }
 
@@ -141,12 +146,9 @@ fn a_log_that_was_cut_while_the_node_was_stopped() -> Result<()> {
 
 /// `strike` happens to the leader's disk under load.
 fn story(strike: impl Fn(&Disk) -> Result<()> + Sync) -> Result<()> {
-    let lab = Lab::new()?;
-    let disk = Disk::of_size(&lab, "n3", SIZE)?;
-    let cluster = Cluster::found_in(lab, 3)?;
+    let (disk, cluster) = site(SIZE)?;
     tell(&cluster, || {
         let victim = cluster.node(VICTIM);
-        cluster.apply(content::WIDE_SUBNET)?;
         cluster.transfer(VICTIM)?;
 
         let (acknowledged, ()) = load::during(&cluster, 0, |load| {
@@ -162,11 +164,7 @@ fn story(strike: impl Fn(&Disk) -> Result<()> + Sync) -> Result<()> {
 
         let _disk = disk.mend()?;
         victim.start()?;
-        cluster.wait_settled(PATIENCE)?;
-        acknowledged.find_everywhere(&cluster)?;
-        invariant::same_everywhere(&cluster)?;
-        println!("{acknowledged}, all found");
-        Ok(())
+        all_is_well(&cluster, &acknowledged)
     })
 }
 

@@ -33,15 +33,21 @@ async fn seen_by_all(nodes: &[&Cluster], dead: &Cluster) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_node_takes_the_place_of_a_dead_one() {
+/// A leader, a node that is dead, another one that is not, and one that has just joined.
+async fn three_and_one_more() -> (Three, [Cluster; 4]) {
     let mut three = Three::start().await;
     let leader = three.leader();
-    let [leader, dead, asked] = [0, 1, 2].map(|i| three.nodes[(leader + i) % 3].clone());
+    let [leader, dead, other] = [0, 1, 2].map(|i| three.nodes[(leader + i) % 3].clone());
     dead.stop().await;
-    seen_by_all(&[&leader, &asked], &dead).await;
+    seen_by_all(&[&leader, &other], &dead).await;
     let new = three.join().await;
     let new = three.nodes[new].clone();
+    (three, [leader, dead, other, new])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_node_takes_the_place_of_a_dead_one() {
+    let (three, [leader, dead, asked, new]) = three_and_one_more().await;
     // Two of three live: the new one counts before the dead one goes.
     replace(&asked, &dead, &new).await;
     settled(&[&leader, &asked, &new], &dead).await;
@@ -61,13 +67,7 @@ async fn a_new_node_takes_the_place_of_a_dead_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_leader_finishes_what_one_began() {
-    let mut three = Three::start().await;
-    let leader = three.leader();
-    let [leader, dead, asked] = [0, 1, 2].map(|i| three.nodes[(leader + i) % 3].clone());
-    dead.stop().await;
-    seen_by_all(&[&leader, &asked], &dead).await;
-    let new = three.join().await;
-    let new = three.nodes[new].clone();
+    let (three, [leader, dead, asked, new]) = three_and_one_more().await;
     tokio::join!(replace(&new, &dead, &new), async {
         // There may be a change of the voters to wait for.
         while leader.is_leader() {

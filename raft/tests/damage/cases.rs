@@ -83,211 +83,188 @@ fn cut(path: &Path, length: u64) {
     file.set_len(length).unwrap();
 }
 
+fn halve(path: &Path) {
+    cut(path, length(path) / 2);
+}
+
+/// Damage of the log, after which a node must not take part any more.
+const fn log(name: &'static str, damage: fn(&Path)) -> Case {
+    refused(name, damage, &["log"], "join anew")
+}
+
+/// Damage after which a node does not start, and says this.
+const fn refused(
+    name: &'static str,
+    damage: fn(&Path),
+    found: &'static [&'static str],
+    says: &'static str,
+) -> Case {
+    Case {
+        name,
+        damage,
+        found,
+        start: Refuses(says),
+    }
+}
+
+/// Damage that a node makes good by itself.
+const fn healed(name: &'static str, damage: fn(&Path), found: &'static [&'static str]) -> Case {
+    Case {
+        name,
+        damage,
+        found,
+        start: Heals,
+    }
+}
+
 /// What damages a node whose log reaches back to the beginning.
 pub const WITH_WHOLE_LOG: &[Case] = &[
-    Case {
-        name: "nothing",
-        damage: |_| {},
-        found: &[],
-        start: Heals,
-    },
-    Case {
-        name: "a bit in the log's write-ahead log",
-        damage: |dir| {
-            let wal = largest(&dir.join("log"), ".log");
-            flip(&wal, length(&wal) / 2);
-        },
-        found: &["log"],
-        start: Refuses("join anew"),
-    },
-    Case {
-        name: "a bit in a file of the log",
-        damage: |dir| flip(&largest(&dir.join("log"), ".sst"), 20),
-        found: &["log"],
-        start: Refuses("join anew"),
-    },
-    Case {
-        name: "the log's write-ahead log cut to a half",
-        damage: |dir| {
-            let wal = largest(&dir.join("log"), ".log");
-            cut(&wal, length(&wal) / 2);
-        },
-        found: &["log"],
-        start: Refuses("join anew"),
-    },
-    Case {
-        name: "the log's write-ahead log emptied",
-        damage: |dir| cut(&largest(&dir.join("log"), ".log"), 0),
-        found: &["log"],
-        start: Refuses("join anew"),
-    },
-    Case {
-        name: "a file of the log cut",
-        damage: |dir| {
-            let sst = largest(&dir.join("log"), ".sst");
-            cut(&sst, length(&sst) / 2);
-        },
-        found: &["log"],
-        start: Refuses("join anew"),
-    },
-    Case {
-        name: "a file of the log missing",
-        damage: |dir| fs::remove_file(largest(&dir.join("log"), ".sst")).unwrap(),
-        found: &["log"],
-        start: Refuses("join anew"),
-    },
-    Case {
-        name: "the log missing",
-        damage: |dir| fs::remove_dir_all(dir.join("log")).unwrap(),
-        found: &["log"],
-        start: Refuses("join anew"),
-    },
-    Case {
-        name: "a bit in a file of the rows",
-        damage: |dir| flip(&largest(&dir.join("state"), ".sst"), 20),
-        found: &["state"],
-        start: Heals,
-    },
-    Case {
-        name: "a file of the rows cut",
-        damage: |dir| {
-            let sst = largest(&dir.join("state"), ".sst");
-            cut(&sst, length(&sst) / 2);
-        },
-        found: &["state"],
-        start: Heals,
-    },
-    Case {
-        name: "a file of the rows missing",
-        damage: |dir| fs::remove_file(largest(&dir.join("state"), ".sst")).unwrap(),
-        found: &["state"],
-        start: Heals,
-    },
-    Case {
-        name: "the rows' list of files cut",
-        damage: |dir| cut(&manifest(&dir.join("state")), 0),
-        found: &["state"],
-        start: Heals,
-    },
-    Case {
-        name: "the rows missing",
-        damage: |dir| fs::remove_dir_all(dir.join("state")).unwrap(),
-        found: &["state"],
-        start: Heals,
-    },
-    Case {
-        name: "node.json missing",
-        damage: |dir| fs::remove_file(dir.join("node.json")).unwrap(),
-        found: &["identity"],
-        start: Refuses("restore the file, or empty the directory and join anew"),
-    },
-    Case {
-        name: "node.json cut",
-        damage: |dir| cut(&dir.join("node.json"), 20),
-        found: &["identity"],
-        start: Refuses("restore it from a copy, or empty the directory and join anew"),
-    },
-    Case {
-        name: "another node's node.json",
-        damage: |dir| {
+    healed("nothing", |_| {}, &[]),
+    log("a bit in the log's write-ahead log", |dir| {
+        let wal = largest(&dir.join("log"), ".log");
+        flip(&wal, length(&wal) / 2);
+    }),
+    log("a bit in a file of the log", |dir| {
+        flip(&largest(&dir.join("log"), ".sst"), 20)
+    }),
+    log("the log's write-ahead log cut to a half", |dir| {
+        halve(&largest(&dir.join("log"), ".log"))
+    }),
+    log("the log's write-ahead log emptied", |dir| {
+        cut(&largest(&dir.join("log"), ".log"), 0)
+    }),
+    log("a file of the log cut", |dir| {
+        halve(&largest(&dir.join("log"), ".sst"))
+    }),
+    log("a file of the log missing", |dir| {
+        fs::remove_file(largest(&dir.join("log"), ".sst")).unwrap()
+    }),
+    log("the log missing", |dir| {
+        fs::remove_dir_all(dir.join("log")).unwrap()
+    }),
+    healed(
+        "a bit in a file of the rows",
+        |dir| flip(&largest(&dir.join("state"), ".sst"), 20),
+        &["state"],
+    ),
+    healed(
+        "a file of the rows cut",
+        |dir| halve(&largest(&dir.join("state"), ".sst")),
+        &["state"],
+    ),
+    healed(
+        "a file of the rows missing",
+        |dir| fs::remove_file(largest(&dir.join("state"), ".sst")).unwrap(),
+        &["state"],
+    ),
+    healed(
+        "the rows' list of files cut",
+        |dir| cut(&manifest(&dir.join("state")), 0),
+        &["state"],
+    ),
+    healed(
+        "the rows missing",
+        |dir| fs::remove_dir_all(dir.join("state")).unwrap(),
+        &["state"],
+    ),
+    refused(
+        "node.json missing",
+        |dir| fs::remove_file(dir.join("node.json")).unwrap(),
+        &["identity"],
+        "restore the file, or empty the directory and join anew",
+    ),
+    refused(
+        "node.json cut",
+        |dir| cut(&dir.join("node.json"), 20),
+        &["identity"],
+        "restore it from a copy, or empty the directory and join anew",
+    ),
+    refused(
+        "another node's node.json",
+        |dir| {
             let path = dir.join("node.json");
             let mut identity: serde_json::Value =
                 serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             identity["node_id"] = 77.into();
             fs::write(&path, identity.to_string()).unwrap();
         },
-        found: &["log"],
-        start: Refuses("another node's"),
-    },
-    Case {
-        name: "the key missing",
-        damage: |dir| fs::remove_file(dir.join("node.key")).unwrap(),
-        found: &["identity"],
-        start: Refuses("node.key"),
-    },
-    Case {
-        name: "the keyring cut",
-        damage: |dir| cut(&dir.join("keyring"), 10),
-        found: &["identity"],
-        start: Refuses("keyring"),
-    },
-    Case {
-        name: "the authority's certificate missing",
-        damage: |dir| fs::remove_file(dir.join("ca.pem")).unwrap(),
-        found: &["identity"],
-        start: Refuses("ca.pem"),
-    },
-    Case {
-        name: "the certificate missing",
-        damage: |dir| fs::remove_file(dir.join("node.crt")).unwrap(),
-        found: &[],
-        start: Heals,
-    },
+        &["log"],
+        "another node's",
+    ),
+    refused(
+        "the key missing",
+        |dir| fs::remove_file(dir.join("node.key")).unwrap(),
+        &["identity"],
+        "node.key",
+    ),
+    refused(
+        "the keyring cut",
+        |dir| cut(&dir.join("keyring"), 10),
+        &["identity"],
+        "keyring",
+    ),
+    refused(
+        "the authority's certificate missing",
+        |dir| fs::remove_file(dir.join("ca.pem")).unwrap(),
+        &["identity"],
+        "ca.pem",
+    ),
+    healed(
+        "the certificate missing",
+        |dir| fs::remove_file(dir.join("node.crt")).unwrap(),
+        &[],
+    ),
 ];
 
 /// What damages a node that gave up the beginning of its log.
 pub const WITH_SNAPSHOT: &[Case] = &[
-    Case {
-        name: "nothing",
-        damage: |_| {},
-        found: &[],
-        start: Heals,
-    },
-    Case {
-        name: "the rows missing",
-        damage: |dir| fs::remove_dir_all(dir.join("state")).unwrap(),
-        found: &["state"],
-        start: Heals,
-    },
-    Case {
-        name: "a bit in a file of the rows",
-        damage: |dir| flip(&largest(&dir.join("state"), ".sst"), 20),
-        found: &["state"],
-        start: Heals,
-    },
-    Case {
-        name: "the rows' write-ahead log emptied",
-        damage: |dir| cut(&largest(&dir.join("state"), ".log"), 0),
-        found: &[],
-        start: Heals,
-    },
-    Case {
-        name: "a bit in a file of the snapshot",
-        damage: |dir| flip(&largest(&snapshot(dir).join("files"), ".sst"), 20),
-        found: &["snapshots"],
-        start: Heals,
-    },
-    Case {
-        name: "the snapshot's manifest cut",
-        damage: |dir| {
-            let manifest = snapshot(dir).join("manifest");
-            cut(&manifest, length(&manifest) / 2);
-        },
-        found: &["snapshots"],
-        start: Heals,
-    },
-    Case {
-        name: "the snapshots missing",
-        damage: |dir| fs::remove_dir_all(dir.join("snapshots")).unwrap(),
-        found: &[],
-        start: Heals,
-    },
-    Case {
-        name: "the rows and the snapshots missing",
-        damage: |dir| {
+    healed("nothing", |_| {}, &[]),
+    healed(
+        "the rows missing",
+        |dir| fs::remove_dir_all(dir.join("state")).unwrap(),
+        &["state"],
+    ),
+    healed(
+        "a bit in a file of the rows",
+        |dir| flip(&largest(&dir.join("state"), ".sst"), 20),
+        &["state"],
+    ),
+    healed(
+        "the rows' write-ahead log emptied",
+        |dir| cut(&largest(&dir.join("state"), ".log"), 0),
+        &[],
+    ),
+    healed(
+        "a bit in a file of the snapshot",
+        |dir| flip(&largest(&snapshot(dir).join("files"), ".sst"), 20),
+        &["snapshots"],
+    ),
+    healed(
+        "the snapshot's manifest cut",
+        |dir| halve(&snapshot(dir).join("manifest")),
+        &["snapshots"],
+    ),
+    healed(
+        "the snapshots missing",
+        |dir| fs::remove_dir_all(dir.join("snapshots")).unwrap(),
+        &[],
+    ),
+    refused(
+        "the rows and the snapshots missing",
+        |dir| {
             fs::remove_dir_all(dir.join("state")).unwrap();
             fs::remove_dir_all(dir.join("snapshots")).unwrap();
         },
-        found: &["state"],
-        start: Refuses("join anew"),
-    },
-    Case {
-        name: "a bit in a file that rows and snapshot share",
-        damage: |dir| {
+        &["state"],
+        "join anew",
+    ),
+    refused(
+        "a bit in a file that rows and snapshot share",
+        |dir| {
             flip(&largest(&snapshot(dir).join("files"), ".sst"), 20);
             flip(&largest(&dir.join("state"), ".sst"), 20);
         },
-        found: &["state", "snapshots"],
-        start: Refuses("join anew"),
-    },
+        &["state", "snapshots"],
+        "join anew",
+    ),
 ];
