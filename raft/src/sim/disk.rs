@@ -40,6 +40,12 @@ enum LogWrite {
     Note(String, Vec<u8>),
 }
 
+impl LogWrite {
+    fn is_vote(&self) -> bool {
+        matches!(self, Self::Note(name, _) if name == note::VOTE)
+    }
+}
+
 impl Image for LogImage {
     type Write = LogWrite;
 
@@ -326,7 +332,11 @@ impl Log for Handle {
         if contents.fails {
             return Err(io::Error::other("no space left on device"));
         }
-        let written = contents.log.written;
+        let mut written = contents.log.written;
+        if self.disk.mutant == Some(Mutant::VoteNotSynced) {
+            let waiting = contents.log.waiting.iter().rev();
+            written -= waiting.take_while(|write| write.is_vote()).count() as u64;
+        }
         if self.disk.mutant == Some(Mutant::SyncLies) {
             let (disk, life) = (Arc::clone(&self.disk), self.life);
             tokio::spawn(async move {

@@ -11,16 +11,19 @@ use super::world::World;
 
 /// What well-kept clocks are wrong by, in milliseconds.
 const DRIFT: u64 = 3000;
+/// For the first vote after the death of a leader.
+const ELECTION: Duration = Duration::from_secs(5);
 /// Nodes of a cluster at most.
 const NODES_MAX: usize = 5;
 
 /// Kinds of faults, more often those that are named more often.
-const KINDS: [fn(Arc<World>) -> futures::future::BoxFuture<'static, ()>; 16] = [
+const KINDS: [fn(Arc<World>) -> futures::future::BoxFuture<'static, ()>; 17] = [
     |world| Box::pin(async move { crash_one(&world).await }),
     |world| Box::pin(async move { crash_one(&world).await }),
     |world| Box::pin(async move { crash_leader(&world).await }),
     |world| Box::pin(async move { crash_all(&world).await }),
     |world| Box::pin(async move { crash_all(&world).await }),
+    |world| Box::pin(async move { crash_election(&world).await }),
     |world| Box::pin(async move { split(&world).await }),
     |world| Box::pin(async move { split(&world).await }),
     |world| Box::pin(async move { cut_one_way(&world).await }),
@@ -105,6 +108,19 @@ async fn crash_all(world: &Arc<World>) {
         }
         sleep(world.chance.millis(0..300)).await;
     }
+}
+
+/// The power of the site goes when the first vote for the successor of a dead leader has been given:
+/// nothing came after that vote, and it counts all the same.
+async fn crash_election(world: &Arc<World>) {
+    let Some(leader) = world.leader() else {
+        return;
+    };
+    let voted = world.oracle.next_vote();
+    world.kill(leader, true);
+    let voted = tokio::time::timeout(ELECTION, voted).await;
+    world.oracle.note(format!("voted: {}", voted.is_ok()));
+    crash_all(world).await;
 }
 
 fn sides(world: &World) -> (Vec<u64>, Vec<u64>) {

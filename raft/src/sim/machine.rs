@@ -82,6 +82,7 @@ impl Machine {
             to: peer,
             gate: Arc::clone(gate),
             dead: self.dead.clone(),
+            oracle: Arc::clone(&self.oracle),
             certificate: self.certificate.clone(),
         })
     }

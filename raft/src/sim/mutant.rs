@@ -24,6 +24,8 @@ pub enum Mutant {
     ApplyBeforeCommit,
     /// A vote does not survive the loss of power.
     ForgetVote,
+    /// A vote is told before it is durable: the next entry makes it so.
+    VoteNotSynced,
     /// The leader answers with what an entry will do, before it is committed.
     AckBeforeCommit,
     /// A released address is free at once.
@@ -44,12 +46,13 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::SkipSync,
         Self::SyncLies,
         Self::LeaderRestore,
         Self::ApplyBeforeCommit,
         Self::ForgetVote,
+        Self::VoteNotSynced,
         Self::AckBeforeCommit,
         Self::ForgetQuarantine,
         Self::ForgetMargin,
@@ -120,8 +123,10 @@ pub fn tamper_reply(mutant: Mutant, called: &str, bytes: Bytes) -> Bytes {
     })
 }
 
+/// Octets before a message.
+pub const FRAME: usize = 5;
+
 fn change(bytes: Bytes, to: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Bytes {
-    const FRAME: usize = 5;
     let Some((head, message)) = bytes.split_at_checked(FRAME) else {
         return bytes;
     };

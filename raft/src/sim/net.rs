@@ -15,6 +15,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -26,8 +27,10 @@ use tower::{BoxError, Service as _};
 
 use super::chance::Chance;
 use super::mutant::{self, Mutant};
+use super::oracle::{Ballot, Oracle};
 use crate::peer::{Gate, Origin, Service, members_server};
 use crate::tls::PeerCertificate;
+use crate::wire::proto;
 use crate::wire::proto::peer_server::PeerServer;
 
 /// A connection on which nothing arrives is given up after as long as this.
@@ -195,6 +198,7 @@ pub struct Line {
     pub gate: Arc<Gate>,
     /// Ends with the caller's life.
     pub dead: CancellationToken,
+    pub oracle: Arc<Oracle>,
     pub certificate: PeerCertificate,
 }
 
@@ -219,10 +223,15 @@ impl Line {
         };
         self.gate.leave(&Ok(()));
         let (parts, body) = request.into_parts();
+        let mut asked = None;
         let body = if matches!(&*called, "Append" | "Pulse" | "Snapshot") {
             self.stream(body, self.from, self.to, &self.dead, &there.dead, &called)
         } else {
             let bytes = body.collect().await?.to_bytes();
+            asked = vote_asked(&called, &bytes);
+            if let Some(vote) = asked {
+                self.oracle.stands(self.from, vote);
+            }
             self.net.travel(self.from, self.to).await?;
             let bytes = self.tamper(&called, bytes);
             self.again(&called, &parts, &bytes);
@@ -233,6 +242,7 @@ impl Line {
             .extensions_mut()
             .insert(Origin::member(self.certificate.clone()));
         let dead = there.dead.clone();
+        let voted_before = self.oracle.vote_of(self.to);
         let response = tokio::select! {
             biased;
             () = dead.cancelled() => return Err(broken().into()),
@@ -247,11 +257,15 @@ impl Line {
                 () = dead.cancelled() => return Err(broken().into()),
                 body = body.collect() => body?,
             };
-            self.net.travel(self.to, self.from).await?;
             let trailers = body.trailers().cloned();
+            let bytes = body.to_bytes();
+            if let Some(vote) = asked.filter(|_| is_granted(&bytes)) {
+                self.oracle.granted(self.to, vote, voted_before);
+            }
+            self.net.travel(self.to, self.from).await?;
             let bytes = match self.net.mutant {
-                Some(mutant) => mutant::tamper_reply(mutant, &called, body.to_bytes()),
-                None => body.to_bytes(),
+                Some(mutant) => mutant::tamper_reply(mutant, &called, bytes),
+                None => bytes,
             };
             let trailers = async move { trailers.map(Ok) };
             Body::new(Full::new(bytes).with_trailers(trailers))
@@ -354,6 +368,22 @@ impl Line {
         });
         Body::new(StreamBody::new(Box::pin(pieces)))
     }
+}
+
+/// The one message of a call or an answer, behind what gRPC puts before it.
+fn message<M: Message + Default>(frame: &[u8]) -> Option<M> {
+    M::decode(frame.get(mutant::FRAME..)?).ok()
+}
+
+/// The vote that a call asks for; absent when it only asks whether it would be granted.
+fn vote_asked(called: &str, frame: &[u8]) -> Option<Ballot> {
+    let request: proto::VoteRequest = message(frame).filter(|_| called == "Vote")?;
+    let vote = request.vote.filter(|_| !request.pre)?;
+    Some((vote.term, vote.node))
+}
+
+fn is_granted(frame: &[u8]) -> bool {
+    message(frame).is_some_and(|reply: proto::VoteReply| reply.granted)
 }
 
 /// What carries the calls to a peer: in most tests of this crate a connection, in the simulation a

@@ -13,6 +13,7 @@ use muster_storage::event::Subject;
 use muster_storage::model::{ClientKey, Lease, LeaseState};
 use muster_storage::{Command, Entry, NodeId, Outcome, RequestId, Revision, State, schema};
 use prost::Message;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::disk::Disk;
@@ -27,6 +28,10 @@ const SHOWN: usize = 60;
 pub fn noted_index(note: &[u8]) -> u64 {
     proto::LogId::decode(note).map_or(0, |id| id.index)
 }
+
+/// Term and node that a vote is for. Votes are ordered: one for a later node of the same term counts
+/// as newer.
+pub type Ballot = (u64, u64);
 
 /// Who has an address, by the history.
 struct Holder {
@@ -63,7 +68,9 @@ struct Inner {
     beliefs: BTreeMap<Ipv4Addr, Belief>,
     /// The newest revision that was acknowledged.
     floor: Revision,
-    leaders: BTreeSet<(u64, u64)>,
+    leaders: BTreeSet<Ballot>,
+    /// The newest vote that each node has given, in all its lives.
+    votes: BTreeMap<u64, Ballot>,
     /// How often what was tried.
     counts: BTreeMap<String, u64>,
     trace: Vec<String>,
@@ -76,6 +83,8 @@ pub struct Oracle {
     inner: Mutex<Inner>,
     start: Instant,
     echo: bool,
+    /// A vote was granted.
+    election: Notify,
 }
 
 impl Oracle {
@@ -85,6 +94,7 @@ impl Oracle {
             inner: Mutex::default(),
             start: Instant::now(),
             echo,
+            election: Notify::new(),
         })
     }
 
@@ -358,6 +368,35 @@ impl Oracle {
         if inner.leaders.insert((term, node)) {
             *inner.counts.entry("elections".into()).or_default() += 1;
         }
+    }
+
+    /// The newest vote that a node has given.
+    pub fn vote_of(&self, node: u64) -> Option<Ballot> {
+        self.lock().votes.get(&node).copied()
+    }
+
+    /// A node asks for votes, and has given its own.
+    pub fn stands(&self, node: u64, vote: Ballot) {
+        let mut inner = self.lock();
+        let newest = inner.votes.entry(node).or_default();
+        *newest = vote.max(*newest);
+    }
+
+    /// A node has granted a vote. What it had given `before` it was asked counts, whatever has become
+    /// of it since.
+    pub fn granted(&self, node: u64, vote: Ballot, before: Option<Ballot>) {
+        self.stands(node, vote);
+        self.election.notify_waiters();
+        if let Some(before) = before.filter(|before| vote < *before) {
+            self.violated(format!(
+                "node {node} votes for {vote:?} and had voted for {before:?} before"
+            ));
+        }
+    }
+
+    /// Resolves when a node grants its vote.
+    pub async fn next_vote(&self) {
+        self.election.notified().await;
     }
 
     /// How far each node is, and the end of the history.

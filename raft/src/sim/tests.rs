@@ -210,6 +210,7 @@ mutants! {
     leader_restore: LeaderRestore,
     apply_before_commit: ApplyBeforeCommit,
     forget_vote: ForgetVote,
+    vote_not_synced: VoteNotSynced,
     ack_before_commit: AckBeforeCommit,
     forget_quarantine: ForgetQuarantine,
     forget_margin: ForgetMargin,
