@@ -1,12 +1,14 @@
 //! What a full site costs: 100,000 machines and 1,000,000 leases, the leases as so many writes.
 //! `make bench` prints how far the disk grew, how long the node takes to serve after a start with
-//! that state, its memory, and how long a second node takes to have it all. `MACHINES` and `LEASES`
-//! take other numbers.
+//! that state, its memory, how long a second node takes to have it all, and what a backup costs and a
+//! cluster that is made of it. `MACHINES` and `LEASES` take other numbers.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 #[path = "../tests/process/mod.rs"]
 mod process;
 
+use std::fs::{self, File};
+use std::io::BufWriter;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +28,10 @@ const AT_ONCE: u32 = 2048;
 const BUNDLE: u32 = 256;
 const STARTS: u32 = 3;
 const MIB: u64 = 1 << 20;
+/// What a backup may take of memory, in MiB, however large the state is: the seal of the keys wants
+/// 64 of them.
+const EXTRA: u64 = 256;
+const PASSPHRASE: &str = "correct horse";
 
 #[tokio::main]
 async fn main() {
@@ -36,6 +42,10 @@ async fn main() {
         start(dir.path());
     }
     reseed(dir.path()).await;
+    let kept = tempfile::tempdir().unwrap();
+    backup(dir.path(), kept.path()).await;
+    restore(kept.path());
+    start(&kept.path().join(RESTORED));
 }
 
 fn number(name: &str, otherwise: u32) -> u32 {
@@ -94,8 +104,8 @@ fn start(dir: &Path) {
     println!(
         "serves {:.2} s after its start, with {} MiB of memory, {} MiB at most",
         took.as_secs_f64(),
-        memory(pid, "VmRSS"),
-        memory(pid, "VmHWM"),
+        memory(pid, "VmRSS").unwrap(),
+        memory(pid, "VmHWM").unwrap(),
     );
     assert_eq!(node.stop(), 0);
 }
@@ -113,21 +123,85 @@ async fn reseed(dir: &Path) {
     let start = Instant::now();
     let joiner = Cluster::start(options(second.path(), "n2", join)).await;
     let joiner = joiner.unwrap();
-    let (mut slowest, mut writes) = (Duration::ZERO, 0u32);
-    while joiner.status().revision < cluster.status().revision {
-        let asked = Instant::now();
-        write(&cluster, lease(0)).await;
-        slowest = slowest.max(asked.elapsed());
-        writes += 1;
-    }
+    let behind = || joiner.status().revision < cluster.status().revision;
+    let writes = write_while(&cluster, behind).await;
     println!(
-        "a node that joins has all of it after {:.1} s; {writes} writes one after the other \
-         meanwhile, the slowest {} ms",
+        "a node that joins has all of it after {:.1} s; {writes}",
         start.elapsed().as_secs_f64(),
-        slowest.as_millis()
     );
     joiner.stop().await;
     cluster.stop().await;
+}
+
+const BACKUP: &str = "backup.tar";
+const RESTORED: &str = "restored";
+
+/// A backup is made while writes go on.
+async fn backup(dir: &Path, kept: &Path) {
+    let cluster = leading(dir, Start::Resume).await;
+    let file = kept.join(BACKUP);
+    let out = BufWriter::new(File::create(&file).unwrap());
+    let own = std::process::id();
+    let before = memory(own, "VmRSS").unwrap();
+    let (start, mut most) = (Instant::now(), before);
+    let writer = cluster.clone();
+    let making = tokio::task::spawn_blocking(move || writer.backup(PASSPHRASE, false, out));
+    let writes = write_while(&cluster, || {
+        most = most.max(memory(own, "VmRSS").unwrap());
+        !making.is_finished()
+    })
+    .await;
+    making.await.unwrap().expect("a backup");
+    println!(
+        "a backup takes {:.1} s and has {} MiB, with {} MiB of memory beside the {before} before; \
+         {writes}",
+        start.elapsed().as_secs_f64(),
+        fs::metadata(&file).unwrap().len() / MIB,
+        most - before,
+    );
+    assert!(most - before < EXTRA, "it grows with the state");
+    cluster.stop().await;
+}
+
+/// A cluster is made of the backup.
+fn restore(kept: &Path) {
+    let passphrase = kept.join("passphrase");
+    fs::write(&passphrase, PASSPHRASE).unwrap();
+    let start = Instant::now();
+    let mut command = process::muster();
+    command.arg("restore").arg(kept.join(BACKUP));
+    command.arg("--passphrase-file").arg(passphrase);
+    command.arg("--data-dir").arg(kept.join(RESTORED));
+    let mut restoring = process::Node(command.spawn().unwrap());
+    let mut most = 0;
+    let status = loop {
+        if let Some(status) = restoring.0.try_wait().unwrap() {
+            break status;
+        }
+        // There is none in the moment of its end.
+        most = most.max(memory(restoring.0.id(), "VmHWM").unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(status.success(), "{status}");
+    println!(
+        "a restore takes {:.1} s, with {most} MiB of memory at most",
+        start.elapsed().as_secs_f64()
+    );
+}
+
+/// Writes one after the other for as long as something goes on; how many there were.
+async fn write_while(cluster: &Cluster, mut goes_on: impl FnMut() -> bool) -> String {
+    let (mut slowest, mut writes) = (Duration::ZERO, 0u32);
+    while goes_on() {
+        let asked = Instant::now();
+        write(cluster, lease(0)).await;
+        slowest = slowest.max(asked.elapsed());
+        writes += 1;
+    }
+    format!(
+        "{writes} writes one after the other meanwhile, the slowest {} ms",
+        slowest.as_millis()
+    )
 }
 
 async fn leading(dir: &Path, start: Start) -> Cluster {
@@ -233,7 +307,7 @@ async fn fill(cluster: &Cluster, count: u32, mut look: impl FnMut()) {
 }
 
 fn octets_below(dir: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else {
+    let Ok(entries) = fs::read_dir(dir) else {
         return 0;
     };
     let sizes = entries.flatten().map(|entry| match entry.metadata() {
@@ -245,10 +319,10 @@ fn octets_below(dir: &Path) -> u64 {
     sizes.sum()
 }
 
-/// A figure of `/proc/PID/status`, in MiB.
-fn memory(pid: u32, figure: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with(figure));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    kib.unwrap() / 1024
+/// A figure of `/proc/PID/status`, in MiB; absent when the process has ended.
+fn memory(pid: u32, figure: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with(figure))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024)
 }
