@@ -55,11 +55,18 @@ impl Cluster {
 
     /// Starts one more node, which joins by whichever nodes there are; does not wait for it.
     pub fn add_joiner(&mut self) -> Result<usize> {
-        let token = self.cli(&["cluster", "join-token"])?.ok()?.stdout;
-        self.add_joiner_with(token.trim())
+        let index = self.prepare_joiner()?;
+        self.nodes[index].start()?;
+        Ok(index)
     }
 
-    fn add_joiner_with(&mut self, token: &str) -> Result<usize> {
+    /// One more node, which is to join when it is started.
+    pub fn prepare_joiner(&mut self) -> Result<usize> {
+        let token = self.cli(&["cluster", "join-token"])?.ok()?.stdout;
+        self.prepare_joiner_with(token.trim())
+    }
+
+    fn prepare_joiner_with(&mut self, token: &str) -> Result<usize> {
         let file = self.lab.dir().join(self.lab.unique("join-token"));
         fs::write(&file, token).context("writing the join token")?;
         let peers: Vec<String> = self
@@ -67,20 +74,20 @@ impl Cluster {
             .iter()
             .map(|node| format!("{}:{PEER_PORT}", node.address()))
             .collect();
-        let index = self.add(&[
+        self.add(&[
             "--join",
             &peers.join(","),
             "--join-token-file",
             &file.display().to_string(),
-        ])?;
-        self.nodes[index].start()?;
-        Ok(index)
+        ])
     }
 
     /// Starts a node that is to be refused with this token; its exit code once it has ended.
     pub fn try_joiner(&mut self, token: &str, timeout: Duration) -> Result<Option<i32>> {
-        let index = self.add_joiner_with(token)?;
-        self.nodes.remove(index).wait_end(timeout)
+        let index = self.prepare_joiner_with(token)?;
+        let node = self.nodes.remove(index);
+        node.start()?;
+        node.wait_end(timeout)
     }
 
     /// Starts a node that is to end by itself; its exit code.

@@ -19,6 +19,7 @@ mod minority;
 mod power_cut;
 mod protocol;
 mod race;
+mod replace;
 mod restart;
 mod unknown;
 
