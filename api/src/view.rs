@@ -4,7 +4,7 @@
 //! `available` and `problems` added, and with secrets taken out.
 
 use muster_storage::event::{Change, Subject};
-use muster_storage::model::{Lease, Member, Object, Record};
+use muster_storage::model::{Alert, Lease, Member, Object, Record, Trouble};
 use muster_storage::{State, Timestamp};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -152,6 +152,7 @@ pub fn lease(state: &State, record: &Record<Lease>) -> Value {
     add("promised_until", time(lease.promised_until));
     add("expires_at", time(lease.expires_at));
     add("node", node.into());
+    add("rule", lease.rule.to_string().into());
     add_record(&mut map, record);
     Value::Object(map)
 }
@@ -196,6 +197,7 @@ pub fn change(state: &State, change: &Change) -> Value {
             },
         ),
         Subject::Member(member) => Value::Object(member_fields(member)),
+        Subject::Alert(it) => alert(state, it),
         Subject::Report(report) => {
             let machine = state
                 .machine_with_uuid(report.machine)
@@ -212,6 +214,23 @@ pub fn change(state: &State, change: &Change) -> Value {
         "key": change.subject.key(),
         "object": object,
     })
+}
+
+fn alert(state: &State, alert: &Alert) -> Value {
+    let node = match state.member(alert.node) {
+        Some(member) => member.name.clone(),
+        None => alert.node.to_string(),
+    };
+    match &alert.trouble {
+        Trouble::ForeignServer {
+            subnet,
+            server,
+            client,
+        } => json!({"node": node, "subnet": subnet, "server": server, "client": client}),
+        Trouble::Minority { since, until } => {
+            json!({"node": node, "since": time(*since), "until": time(*until)})
+        }
+    }
 }
 
 /// RFC 3339, UTC.

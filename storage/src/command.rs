@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{
-    JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets, Revision, Sha256, Timestamp,
-    Token,
+    Alert, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets, Revision, Sha256,
+    Timestamp, Token,
 };
 
 /// Names a proposal, so that a retry is recognised. Random, chosen by the proposer.
@@ -176,6 +176,8 @@ pub enum Command {
         /// Whose.
         user: String,
     },
+    /// A node saw something that people should look into: an event, and nothing else.
+    Alert(Box<Alert>),
     /// A machine calls back.
     Report {
         /// Which machine.

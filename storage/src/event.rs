@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::Actor;
-use crate::model::{BootReport, Lease, Member, Object, Revision, Timestamp};
+use crate::model::{Alert, BootReport, Lease, LeaseState, Member, Object, Revision, Timestamp};
 
 /// One thing that changed, numbered by the revision that changed it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,21 @@ pub enum Action {
     Deleted,
 }
 
+impl Action {
+    /// What happened to a lease that is so now.
+    pub fn of_lease(self, lease: &Lease) -> &'static str {
+        match (self, lease.state, lease.free) {
+            (Self::Deleted, ..) => "forgotten",
+            (Self::Created, LeaseState::Bound, _) => "bound",
+            (_, LeaseState::Bound, _) => "extended",
+            (_, LeaseState::Released, false) => "released",
+            (_, LeaseState::Released, true) => "freed",
+            (_, LeaseState::Declined, _) => "declined",
+            (_, LeaseState::Expired, _) => "expired",
+        }
+    }
+}
+
 /// What changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -45,6 +60,8 @@ pub enum Subject {
     Member(Member),
     /// A machine's callback.
     Report(BootReport),
+    /// What a node saw and people should look into.
+    Alert(Alert),
 }
 
 impl Subject {
@@ -55,6 +72,7 @@ impl Subject {
             Self::Lease(_) => "lease",
             Self::Member(_) => "node",
             Self::Report(_) => "report",
+            Self::Alert(_) => "alert",
         }
     }
 
@@ -65,6 +83,7 @@ impl Subject {
             Self::Lease(lease) => lease.address.to_string(),
             Self::Member(member) => member.name.clone(),
             Self::Report(report) => report.machine.to_string(),
+            Self::Alert(alert) => alert.trouble.label().to_owned(),
         }
     }
 }

@@ -11,9 +11,9 @@ use std::path::Path;
 
 use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding, Traits};
 use muster_storage::model::{
-    Artifact, Bootenv, Class, Condition, JoinToken, Machine, Member, Object, ObjectKind, Octets,
-    Param, Profile, RenderedFile, Reservation, Settings, Sha256, Subnet, Template, TextOctets,
-    Token,
+    Alert, Artifact, Bootenv, Class, Condition, JoinToken, Machine, Member, Object, ObjectKind,
+    Octets, Param, Profile, RenderedFile, Reservation, Settings, Sha256, Subnet, Template,
+    TextOctets, Token, Trouble,
 };
 use muster_storage::{
     Actor, Command, Entry, Mac, NodeId, Proposal, Remember, RequestId, Revision, State, Timestamp,
@@ -122,6 +122,7 @@ fn objects() -> Vec<Object> {
             matching: Default::default(),
             shared_network: Some("hall".into()),
             rapid_commit: false,
+            foreign_servers: vec![[10, 77, 0, 9].into()],
             classes: vec![Class {
                 name: "uefi".into(),
                 condition: Condition {
@@ -276,6 +277,27 @@ fn samples() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "alert",
+            Command::Alert(Box::new(Alert {
+                node: NodeId(1),
+                trouble: Trouble::ForeignServer {
+                    subnet: "lab".into(),
+                    server: [10, 77, 0, 8].into(),
+                    client: Some(MAC),
+                },
+            })),
+        ),
+        (
+            "alert",
+            Command::Alert(Box::new(Alert {
+                node: NodeId(1),
+                trouble: Trouble::Minority {
+                    since: Timestamp(1_900_000_000_000),
+                    until: Timestamp(1_900_000_060_000),
+                },
+            })),
+        ),
+        (
             "report",
             Command::Report {
                 machine: Uuid::from_u128(0x11),
@@ -317,11 +339,12 @@ fn name_of(command: &Command) -> &'static str {
         Command::RevokeJoinTokens => "revoke_join_tokens",
         Command::AddToken(_) => "add_token",
         Command::RevokeTokens { .. } => "revoke_tokens",
+        Command::Alert(_) => "alert",
         Command::Report { .. } => "report",
     }
 }
 
-const COMMANDS: usize = 21;
+const COMMANDS: usize = 22;
 
 fn entries() -> Vec<(&'static str, Entry)> {
     samples()

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use lease_world::*;
 use muster_storage::command::Client;
-use muster_storage::model::{ClientKey, LeaseState, Object, ObjectKind, Octets};
+use muster_storage::model::{ClientKey, LeaseRule, LeaseState, Object, ObjectKind, Octets};
 use muster_storage::state::{Claim, Grant};
 use muster_storage::{Command, Mac, State, Timestamp};
 use proptest::prelude::*;
@@ -33,6 +33,44 @@ fn a_bind_promises_less_than_it_commits() {
     assert_eq!(
         world.state.confirmable(&client(2), ip(100), world.now),
         None
+    );
+}
+
+/// A lease says by which rule its holder got it, and an extension leaves that as it is.
+#[test]
+fn a_lease_names_its_rule() {
+    let mut world = World::new(10);
+    let subnet = serde_json::from_value(serde_json::json!({
+        "name": "lab", "cidr": "10.77.0.0/24", "lease_secs": LEASE,
+        "pools": ["10.77.0.100-10.77.0.109"],
+        "classes": [{
+            "name": "arm", "match": {"architectures": [11]}, "pools": ["10.77.0.200-10.77.0.209"],
+        }],
+    }))
+    .unwrap();
+    world.put(Object::Subnet(subnet)).result.unwrap();
+    world.reserve(ip(50), 3).result.unwrap();
+    let mut arm = client(2);
+    arm.traits.architectures = vec![11];
+    let in_class = LeaseRule::ClassPool("arm".to_owned());
+    let cases = [
+        (client(1), ip(100), LeaseRule::Pool),
+        (arm, ip(200), in_class),
+        (client(3), ip(50), LeaseRule::Reservation),
+    ];
+    for (client, address, rule) in cases {
+        assert_eq!(world.bind(&client, address).unwrap().rule, rule);
+        assert_eq!(world.bind(&client, address).unwrap().rule, rule, "extended");
+    }
+    let one = client(1);
+    world.release(&one, ip(100)).result.unwrap();
+    assert_eq!(world.lease(ip(100)).rule, LeaseRule::Pool, "as it was");
+    let again = world.bind(&one, ip(100)).unwrap();
+    assert_eq!(again.rule, LeaseRule::Previous);
+    world.reserve(ip(100), 1).result.unwrap();
+    assert_eq!(
+        world.bind(&one, ip(100)).unwrap().rule,
+        LeaseRule::Reservation
     );
 }
 

@@ -123,6 +123,7 @@ fn subnet(name: &str, cidr: &str, pools: &[&str]) -> Object {
         matching: Default::default(),
         shared_network: None,
         rapid_commit: false,
+        foreign_servers: Vec::new(),
         classes: Vec::new(),
     }))
 }
@@ -416,6 +417,7 @@ fn subnets_do_not_overlap_and_hold_their_pools() {
     for (cidr, pools, expected) in [
         ("10.0.0.0/16", &[][..], "conflict"),
         ("10.0.0.128/25", &[], "conflict"),
+        ("10.0.0.0/24", &[], "conflict"),
         ("10.0.1.1/24", &[], "invalid"),
         ("10.0.1.0/24", &["10.0.2.1-10.0.2.9"], "invalid"),
         ("10.0.1.0/24", &["10.0.1.0-10.0.1.9"], "invalid"),
@@ -423,6 +425,16 @@ fn subnets_do_not_overlap_and_hold_their_pools() {
         (
             "10.0.1.0/24",
             &["10.0.1.1-10.0.1.9", "10.0.1.9-10.0.1.19"],
+            "invalid",
+        ),
+        (
+            "10.0.1.0/24",
+            &["10.0.1.1-10.0.1.19", "10.0.1.5-10.0.1.9"],
+            "invalid",
+        ),
+        (
+            "10.0.1.0/24",
+            &["10.0.1.5-10.0.1.9", "10.0.1.1-10.0.1.19"],
             "invalid",
         ),
         (
@@ -439,6 +451,9 @@ fn subnets_do_not_overlap_and_hold_their_pools() {
             "{cidr} {pools:?}"
         );
     }
+    // Nor by growing.
+    let grown = subnet("a", "10.0.0.0/16", &[]);
+    assert_eq!(code(log.put(PutMode::Apply, grown)), "conflict");
 }
 
 #[test]

@@ -248,7 +248,7 @@ fn of_change<'a>(state: &State, change: &'a Change) -> (&'a str, Value) {
                 object: lease.clone(),
             },
         ),
-        Subject::Member(_) | Subject::Report(_) => view::change(state, change)
+        Subject::Member(_) | Subject::Report(_) | Subject::Alert(_) => view::change(state, change)
             .get("object")
             .cloned()
             .unwrap_or_default(),

@@ -60,6 +60,8 @@ pub struct Lease {
     pub free: bool,
     /// Node that bound it.
     pub node: NodeId,
+    /// By which rule the holder got it.
+    pub rule: LeaseRule,
     /// Whether the holder has sent a PXE, HTTP boot or iPXE class: then it is known by its MAC.
     pub boots: bool,
     /// Option 82 as last relayed; a renewal by unicast comes without it.
@@ -67,6 +69,32 @@ pub struct Lease {
     /// Option 97 as last sent: an operating system comes without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
+}
+
+/// By which rule a holder got its address (RFC 2131 §4.3.1, reservations first). An extension
+/// leaves it as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseRule {
+    /// A reservation named the client.
+    Reservation,
+    /// The client had it before.
+    Previous,
+    /// It was free in the subnet's pools.
+    Pool,
+    /// It was free in the pools of the class of this name.
+    ClassPool(String),
+}
+
+impl fmt::Display for LeaseRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reservation => f.write_str("reservation"),
+            Self::Previous => f.write_str("previous address"),
+            Self::Pool => f.write_str("pool"),
+            Self::ClassPool(class) => write!(f, "pool of class {class}"),
+        }
+    }
 }
 
 /// Where a lease stands.

@@ -4,6 +4,7 @@
 //! optional fields have the defaults of the documented object. What the cluster adds to an object
 //! (revision, times) is kept beside it in [`Record`].
 
+mod alert;
 mod class;
 mod ids;
 mod lease;
@@ -12,9 +13,10 @@ mod network;
 mod objects;
 mod user;
 
+pub use alert::{Alert, Trouble};
 pub use class::{Class, Condition};
 pub use ids::{BadMac, BadSha256, Mac, NodeId, Octets, Revision, Sha256, TextOctets, Timestamp};
-pub use lease::{ClientKey, Lease, LeaseState};
+pub use lease::{ClientKey, Lease, LeaseRule, LeaseState};
 pub use member::{Identifier, JoinToken, Member};
 pub use network::{BadPool, Match, Pool, Reservation, Subnet, SubnetMode};
 pub use objects::{

@@ -54,6 +54,10 @@ pub struct Subnet {
     /// other DHCP server is on the link.
     #[serde(default)]
     pub rapid_commit: bool,
+    /// DHCP servers that may be on the link beside this cluster. Of others that clients choose there
+    /// is an alert.
+    #[serde(default)]
+    pub foreign_servers: Vec<Ipv4Addr>,
     /// Clients that get something else.
     #[serde(default)]
     pub classes: Vec<Class>,

@@ -103,6 +103,11 @@ impl State {
                 self.revoke_tokens(user);
                 Ok(Effect::Done)
             }
+            Command::Alert(alert) => {
+                let subject = Subject::Alert((**alert).clone());
+                self.changed(context, Action::Created, subject);
+                Ok(Effect::Done)
+            }
             Command::Report { machine, body } => self.report_boot(context, *machine, body),
         }
     }

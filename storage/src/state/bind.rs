@@ -5,11 +5,12 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use super::offer::Grant;
 use super::row::{Row, RowKey};
 use super::table::{Context, State};
 use crate::command::{Bind, Client, Effect, Rejection};
 use crate::event::{Action, Subject};
-use crate::model::{Lease, LeaseState, Record, Revision, SubnetMode, Timestamp};
+use crate::model::{Lease, LeaseRule, LeaseState, Record, Revision, Subnet, SubnetMode, Timestamp};
 
 /// Leases that one housekeeping command ends, so that no entry is long to apply.
 const EXPIRE_MAX: usize = 1000;
@@ -27,7 +28,8 @@ impl State {
             .clone();
         let key = self.client_key(client, &subnet).ok_or(foreign.clone())?;
         self.may_have(client, &key, &subnet, address)?;
-        match self.owed(client, at) {
+        let owed = self.owed(client, at);
+        match owed {
             Some((owed, _)) if owed != address => return Err(foreign),
             None if subnet.mode == SubnetMode::ReservedOnly => return Err(foreign),
             _ => {}
@@ -67,6 +69,14 @@ impl State {
                 }),
             free: false,
             node: bind.node,
+            rule: match owed {
+                Some((_, Grant::Reservation)) => LeaseRule::Reservation,
+                _ => match (running, own) {
+                    (Some(running), _) => running.rule.clone(),
+                    (None, Some(_)) => LeaseRule::Previous,
+                    (None, None) => self.pool_rule(client, &subnet),
+                },
+            },
             boots: client.boots || own.is_some_and(|lease| lease.boots),
             relay: client
                 .relay
@@ -102,6 +112,15 @@ impl State {
         let created_at = old.as_ref().map_or(at, |record| record.created_at);
         self.write_lease(context, lease.clone(), created_at, action);
         Ok(Effect::Bound(Box::new(lease)))
+    }
+
+    /// The rule for an address that the client never had.
+    fn pool_rule(&self, client: &Client, subnet: &Subnet) -> LeaseRule {
+        let class = self.pool_class(client, subnet);
+        match class.and_then(|place| subnet.classes.get(place)) {
+            Some(class) => LeaseRule::ClassPool(class.name.clone()),
+            None => LeaseRule::Pool,
+        }
     }
 
     pub(super) fn release(

@@ -15,7 +15,7 @@ mod row;
 mod table;
 
 pub use boot::{BootClient, BootPlan, BootTarget};
-pub use offer::{Claim, Grant, Offer};
+pub use offer::{Claim, Grant, Offer, PoolUsage};
 pub use params::GLOBAL;
 pub use remember::{KEY_MILLIS, KEY_MILLIS_MIN, KEYS_MAX, RETRIES_MAX, RETRY_MILLIS, Remembered};
 pub use row::{Digest, Row, RowKey, RowWrite};

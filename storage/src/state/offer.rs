@@ -8,7 +8,8 @@ use sha2::{Digest as _, Sha256 as Hasher};
 use super::table::State;
 use crate::command::{Client, Rejection};
 use crate::model::{
-    ClientKey, Lease, LeaseState, Match, Object, ObjectKind, Record, Subnet, SubnetMode, Timestamp,
+    ClientKey, Lease, LeaseState, Match, Object, ObjectKind, Pool, Record, Subnet, SubnetMode,
+    Timestamp,
 };
 
 /// The shortest lease that a client may ask for, in seconds: less would be a write storm.
@@ -56,6 +57,19 @@ pub enum Claim {
     Offered,
 }
 
+/// How full a pool is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolUsage<'a> {
+    /// Name of its subnet.
+    pub subnet: &'a str,
+    /// Name of its class; none when it is the subnet's own.
+    pub class: Option<&'a str>,
+    /// Its addresses.
+    pub pool: Pool,
+    /// How many of them are leased, reserved or held.
+    pub taken: u32,
+}
+
 impl State {
     /// The subnets of a client's link, in order of their networks: one, unless several share it
     /// because the link has addresses of several, or because they say so.
@@ -89,6 +103,19 @@ impl State {
     /// Pool addresses of a subnet that are taken, and how many there are.
     pub fn pool_usage(&self, subnet: &str) -> (u64, u64) {
         self.pools.usage(subnet)
+    }
+
+    /// How full each pool is.
+    pub fn pools(&self) -> impl Iterator<Item = PoolUsage<'_>> {
+        self.pools.all().map(|(subnet, class, pool, taken)| {
+            let class = class.and_then(|place| self.subnet(subnet)?.classes.get(place));
+            PoolUsage {
+                subnet,
+                class: class.map(|class| class.name.as_str()),
+                pool,
+                taken,
+            }
+        })
     }
 
     /// By what the client is known on `subnet`; none when it sends nothing to know it by.

@@ -177,6 +177,19 @@ impl Pools {
             })
     }
 
+    /// All pools of all subnets: the subnet, the place of the class among those of the subnet, the
+    /// pool, and how many of its addresses are taken.
+    pub fn all(&self) -> impl Iterator<Item = (&str, Option<usize>, Pool, u32)> {
+        self.networks.values().flat_map(|network| {
+            let places = std::iter::once(None).chain((0..).map(Some));
+            let pools = network.pools.iter().zip(places);
+            pools.flat_map(move |(maps, class)| {
+                maps.iter()
+                    .map(move |map| (network.subnet.as_str(), class, map.pool, map.taken))
+            })
+        })
+    }
+
     /// The first free address that nobody claims, in the order that `seed` gives over the pools of
     /// the subnet at `network`, or of one of its classes; else the first of those with the weakest
     /// claim.

@@ -1,0 +1,50 @@
+//! What nodes see and people should look into.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Mac, NodeId, Timestamp};
+
+/// Something out of order that a node saw. The history tells of it; nothing is decided by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alert {
+    /// Who saw it.
+    pub node: NodeId,
+    /// What it saw.
+    pub trouble: Trouble,
+}
+
+/// What is out of order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trouble {
+    /// A client took the offer of a DHCP server that is no node, and that the subnet does not name
+    /// as one that may be there.
+    ForeignServer {
+        /// Name of the subnet.
+        subnet: String,
+        /// What the server calls itself (option 54).
+        server: Ipv4Addr,
+        /// The client.
+        client: Option<Mac>,
+    },
+    /// The node had no quorum for longer than an election takes.
+    Minority {
+        /// From when.
+        since: Timestamp,
+        /// Until when.
+        until: Timestamp,
+    },
+}
+
+impl Trouble {
+    /// A word for it: the key of its event.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::ForeignServer { .. } => "foreign_server",
+            Self::Minority { .. } => "minority",
+        }
+    }
+}
