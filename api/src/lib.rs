@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod client;
 pub mod input;
+pub mod node;
 pub mod options;
 pub mod problem;
 pub mod rest;
@@ -28,7 +29,8 @@ pub struct App {
     pub cluster: Cluster,
     /// Passwords that were verified lately.
     pub(crate) verified: auth::Verified,
-    metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// The services beside the API.
+    pub(crate) node: Box<dyn node::Node>,
     /// Cancelled when the server stops: ends streams that would never end by themselves.
     pub(crate) stopping: CancellationToken,
     /// Room for backups.
@@ -39,17 +41,13 @@ pub struct App {
 pub type Shared = Arc<App>;
 
 impl App {
-    /// The application on `cluster`; `metrics` gives the text for `/metrics`, `stopping` is
-    /// cancelled when the node stops.
-    pub fn new(
-        cluster: Cluster,
-        metrics: impl Fn() -> String + Send + Sync + 'static,
-        stopping: CancellationToken,
-    ) -> Shared {
+    /// The application on `cluster`, beside the services of `node`; `stopping` is cancelled when
+    /// the node stops.
+    pub fn new(cluster: Cluster, node: impl node::Node, stopping: CancellationToken) -> Shared {
         Arc::new(Self {
             cluster,
             verified: auth::Verified::default(),
-            metrics: Box::new(metrics),
+            node: Box::new(node),
             stopping,
             backups: Arc::new(Semaphore::new(rest::BACKUPS_MAX)),
         })

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cli::resource::leases::LeaseVerb;
 use crate::cli::resource::users::UserVerb;
 use crate::cli::resource::{ArtifactVerb, EventVerb, Look, Verb};
 
@@ -161,7 +162,7 @@ pub enum Command {
     Settings(Verb),
     /// Which client has which address; the key is the address.
     #[command(subcommand)]
-    Leases(Look),
+    Leases(LeaseVerb),
     /// Files that all nodes hold; the key is the path.
     #[command(subcommand)]
     Artifacts(ArtifactVerb),

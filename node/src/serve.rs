@@ -5,6 +5,7 @@ mod begin;
 mod drain;
 mod early;
 mod files;
+mod own;
 mod services;
 mod settings;
 
@@ -20,6 +21,7 @@ use api::Api;
 use begin::begin;
 use drain::{drain, step_out};
 use files::{make_data_dir, write_file};
+use own::Own;
 use settings::Settings;
 
 use crate::config::ServeOptions;
@@ -136,10 +138,16 @@ async fn run(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
     write_file(&data_dir.join("ca.pem"), cluster.ca_pem().as_ref(), 0o644)?;
 
     let stopping = CancellationToken::new();
-    let app = App::new(cluster.clone(), move || metrics.render(), stopping.clone());
+    let dhcp = services::dhcp(&cluster, options, &settings)?;
+    let own = Own {
+        cluster: cluster.clone(),
+        metrics,
+        dhcp: dhcp.clone(),
+    };
+    let app = App::new(cluster.clone(), own, stopping.clone());
     api.serving
         .set(rest::router(app.clone()), cluster.api_tls());
-    let mut services = services::start(&cluster, options, &settings, &stopping)?;
+    let mut services = services::start(&cluster, options, &settings, dhcp, &stopping);
     notify("READY=1");
     tracing::info!(
         node = settings.node_name,

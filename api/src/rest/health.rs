@@ -46,5 +46,5 @@ pub async fn metrics(State(app): State<Shared>) -> Response {
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (headers, (app.metrics)()).into_response()
+    (headers, app.node.metrics()).into_response()
 }

@@ -1,4 +1,6 @@
-//! Leases: read, and ended by an operator.
+//! Leases: read, explained, and ended by an operator.
+
+mod why;
 
 use std::net::Ipv4Addr;
 
@@ -21,6 +23,7 @@ pub fn router() -> Router<Shared> {
     Router::new()
         .route("/", get(list))
         .route("/{key}", get(get_one).delete(end))
+        .route("/{key}/why", get(why::get))
 }
 
 fn address(key: &str) -> Result<Ipv4Addr, Problem> {

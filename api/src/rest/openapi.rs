@@ -46,6 +46,11 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ("delete", "/leases/{key}", "End a lease"),
     (
         "get",
+        "/leases/{key}/why",
+        "The story of an address or a MAC: who had what, what DHCP would answer now, and what it refused",
+    ),
+    (
+        "get",
         "/events",
         "What changes, as server-sent events; history as JSON when only that is accepted",
     ),

@@ -22,6 +22,7 @@ mod race;
 mod replace;
 mod restart;
 mod unknown;
+mod why;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

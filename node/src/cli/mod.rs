@@ -125,7 +125,7 @@ async fn online(context: &Context, command: Command) -> Result<(), Error> {
         Command::Profiles(verb) => resource::run(context, "profiles", verb).await,
         Command::Params(verb) => resource::run(context, "params", verb).await,
         Command::Settings(verb) => resource::run(context, "settings", verb).await,
-        Command::Leases(verb) => resource::look(context, "leases", verb).await,
+        Command::Leases(verb) => resource::leases::run(context, verb).await,
         Command::Artifacts(verb) => resource::run_artifacts(context, verb).await,
         Command::Users(verb) => resource::users::run(context, verb).await,
         Command::Nodes(verb) => resource::look_at_nodes(context, verb).await,

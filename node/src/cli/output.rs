@@ -137,7 +137,8 @@ fn cell(item: &Value, name: &str) -> String {
     }
 }
 
-fn plain(value: &Value) -> String {
+/// A value as people read it.
+pub fn plain(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) if text.is_empty() => "-".to_owned(),

@@ -16,7 +16,7 @@ use muster_storage::model::{Lease, LeaseState, NodeId, Subnet, SubnetMode, Times
 use muster_storage::state::{Claim, Grant, Offer, State};
 
 use super::parameters;
-use super::reply::Reply;
+use super::reply::{Nak, Reply};
 use super::request::Request;
 use confirm::Confirmable;
 pub use reason::Reason;
@@ -170,7 +170,7 @@ pub fn conclude(
             Some(Asking::InitReboot(_) | Asking::Renewing(_))
                 if request.kind == MessageType::Request =>
             {
-                Ok(Some(case.nak("the address is not for this client")))
+                Ok(Some(case.nak(Nak::NotForClient)))
             }
             _ => Err(Reason::Refused),
         },
@@ -203,7 +203,12 @@ pub fn subnet_of<'a>(
 
 /// The address to offer. One that was offered stays the client's choice while it is free, so that
 /// a copy of a DISCOVER, here or at a peer, does not put two addresses on offer to it.
-fn choice(state: &State, request: &Request, view: &PeerView<'_>, now: Timestamp) -> Option<Offer> {
+pub fn choice(
+    state: &State,
+    request: &Request,
+    view: &PeerView<'_>,
+    now: Timestamp,
+) -> Option<Offer> {
     let choose = |client: &Client| state.offer(client, view.claim, now);
     let client = &request.client;
     let offer = choose(client)?;
@@ -337,11 +342,11 @@ impl Case<'_> {
             return Action::Confirm;
         }
         if owed.is_some() || !known.is_empty() {
-            return self.send(self.nak("the address is not for this client"));
+            return self.send(self.nak(Nak::NotForClient));
         }
         let link = &self.request.client.link;
         if self.state.subnet_with(link, address).is_none() && self.subnet.mode == SubnetMode::Full {
-            return self.send(self.nak("the address is not for this network"));
+            return self.send(self.nak(Nak::NotForNetwork));
         }
         Action::Silent(Reason::UnknownClient)
     }
@@ -435,7 +440,7 @@ impl Case<'_> {
                 lease_secs: None,
                 boot,
                 parameters: BTreeMap::new(),
-                message: None,
+                nak: None,
             }),
         }
     }

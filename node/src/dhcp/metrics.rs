@@ -1,25 +1,36 @@
 //! Metrics of the DHCP service, named and described here alone.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use dhcproto::v4::MessageType;
-use metrics::{Unit, counter, describe_counter, describe_histogram, histogram};
-use muster_storage::Rejection;
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram};
+use muster_storage::{Rejection, State};
+
+use super::reply::Reply;
 
 const RECEIVED: &str = "muster_dhcp_received_total";
-const SENT: &str = "muster_dhcp_sent_total";
+const OUTCOMES: &str = "muster_dhcp_outcomes_total";
 const DROPPED: &str = "muster_dhcp_dropped_total";
 const REJECTED: &str = "muster_dhcp_rejected_total";
 const SECONDS: &str = "muster_dhcp_answer_seconds";
+const POOL_ADDRESSES: (&str, &str) = (
+    "muster_dhcp_pool_addresses",
+    "Addresses in a pool, by subnet, class and pool",
+);
+const POOL_TAKEN: (&str, &str) = (
+    "muster_dhcp_pool_taken",
+    "Addresses of a pool that are leased, reserved or held, by subnet, class and pool",
+);
 
 /// Tells the exporter what each is.
 pub fn describe() {
     describe_counter!(RECEIVED, "Well-formed DHCP requests by type");
-    describe_counter!(SENT, "DHCP replies by type");
     describe_counter!(
-        DROPPED,
-        "DHCP packets that this node did not answer, by reason"
+        OUTCOMES,
+        "What became of DHCP requests, by type, outcome (offer, ack, nak, done, silence) and the reason of a NAK or of silence"
     );
+    describe_counter!(DROPPED, "DHCP packets that are no requests, by reason");
     describe_counter!(
         REJECTED,
         "Writes for DHCP clients that were refused, by code: another client was first, or the address is not for this one"
@@ -27,8 +38,11 @@ pub fn describe() {
     describe_histogram!(
         SECONDS,
         Unit::Seconds,
-        "Time from a DHCP request to its reply, by type of reply"
+        "Time from a DHCP request to its reply, by type of reply and whether it waited for a commit"
     );
+    for (name, meaning) in [POOL_ADDRESSES, POOL_TAKEN] {
+        describe_gauge!(name, meaning);
+    }
 }
 
 /// A request came in.
@@ -36,13 +50,43 @@ pub(super) fn received(kind: MessageType) {
     counter!(RECEIVED, "type" => label(kind)).increment(1);
 }
 
-/// A reply went out, so long after its request came.
-pub(super) fn sent(kind: MessageType, after: Duration) {
-    counter!(SENT, "type" => label(kind)).increment(1);
-    histogram!(SECONDS, "type" => label(kind)).record(after.as_secs_f64());
+/// Whether a reply waited for a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Commit {
+    /// It is made of what was known.
+    None,
+    /// It tells what was committed for it.
+    Waited,
 }
 
-/// A packet got no answer.
+/// A reply went out, so long after its request came.
+pub(super) fn answered(request: MessageType, reply: &Reply, commit: Commit, after: Duration) {
+    let reason = reply.nak.map_or("", |nak| nak.label());
+    outcome(request, label(reply.kind), reason);
+    let commit = match commit {
+        Commit::None => "no",
+        Commit::Waited => "yes",
+    };
+    histogram!(SECONDS, "type" => label(reply.kind), "commit" => commit)
+        .record(after.as_secs_f64());
+}
+
+/// A DECLINE or RELEASE was carried out: it takes no reply.
+pub(super) fn done(request: MessageType) {
+    outcome(request, "done", "");
+}
+
+/// A request got no answer.
+pub(super) fn silent(request: MessageType, reason: &'static str) {
+    outcome(request, "silence", reason);
+}
+
+fn outcome(request: MessageType, outcome: &'static str, reason: &'static str) {
+    counter!(OUTCOMES, "type" => label(request), "outcome" => outcome, "reason" => reason)
+        .increment(1);
+}
+
+/// A packet is no request.
 pub(super) fn dropped(reason: &'static str) {
     counter!(DROPPED, "reason" => reason).increment(1);
 }
@@ -50,6 +94,30 @@ pub(super) fn dropped(reason: &'static str) {
 /// A write for a client was refused.
 pub(super) fn rejected(rejection: &Rejection) {
     counter!(REJECTED, "code" => rejection.code()).increment(1);
+}
+
+/// How full pools are, in the text format of Prometheus. Made when it is asked for: a recorder would
+/// go on telling of pools that are gone.
+pub fn pools(state: &State) -> String {
+    let mut addresses = heading(POOL_ADDRESSES);
+    let mut taken = heading(POOL_TAKEN);
+    for usage in state.pools() {
+        let labels = format!(
+            "{{subnet=\"{}\",class=\"{}\",pool=\"{}\"}}",
+            usage.subnet,
+            usage.class.unwrap_or_default(),
+            usage.pool
+        );
+        let (sizes, counts) = (POOL_ADDRESSES.0, POOL_TAKEN.0);
+        // Writing to a string does not fail.
+        let _ = writeln!(addresses, "{sizes}{labels} {}", usage.pool.len());
+        let _ = writeln!(taken, "{counts}{labels} {}", usage.taken);
+    }
+    addresses + &taken
+}
+
+fn heading((name, meaning): (&str, &str)) -> String {
+    format!("# HELP {name} {meaning}\n# TYPE {name} gauge\n")
 }
 
 /// A message type in metrics and logs.

@@ -7,10 +7,12 @@ pub mod decide;
 pub mod firmware;
 mod frame;
 pub mod interfaces;
+pub mod journal;
 pub mod metrics;
 pub mod offers;
 mod parameters;
 pub mod rank;
+mod refusals;
 mod rendering;
 pub mod reply;
 pub mod request;
@@ -23,8 +25,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_api::node::About;
 use muster_raft::Cluster;
+use muster_storage::command::Client;
+use muster_storage::model::NodeId;
 use muster_storage::{Actor, Command, Proposal, RequestId};
+use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -80,13 +86,72 @@ pub enum Error {
     },
 }
 
-/// Serves DHCP until `shutdown`. Interfaces may come and go meanwhile.
+/// The DHCP service of a node: what it knows can be asked whether it serves yet or not.
+#[derive(Clone)]
+pub struct Server {
+    cluster: Cluster,
+    options: Options,
+    service: Arc<Service>,
+}
+
+impl Server {
+    /// One that does not serve yet.
+    pub fn new(cluster: Cluster, options: Options) -> Self {
+        Self {
+            service: Service::new(cluster.clone(), options.clone()),
+            cluster,
+            options,
+        }
+    }
+
+    /// Serves until `shutdown`. Interfaces may come and go meanwhile.
+    ///
+    /// # Errors
+    /// When an interface that is there at the start cannot be served.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
+        run(self.cluster, self.options, self.service, shutdown).await
+    }
+
+    /// What each of `clients` would be met with by this node now, and what nodes refused lately.
+    pub async fn explain(&self, about: About, clients: &[Client]) -> Value {
+        let now = clients.iter().map(|it| self.service.would_answer(it));
+        let now: Vec<Value> = now.collect();
+        let (refusals, unheard) = self.service.refused(about).await;
+        self.cluster.read(|state| {
+            let name = |node: NodeId| match state.member(node) {
+                Some(member) => member.name.clone(),
+                None => node.to_string(),
+            };
+            let refusals = refusals.into_iter().map(|(node, refusal)| {
+                let mut told = json!(refusal);
+                if let Value::Object(fields) = &mut told {
+                    fields.insert("node".to_owned(), name(node).into());
+                }
+                told
+            });
+            let refusals: Vec<Value> = refusals.collect();
+            let unheard: Vec<String> = unheard.into_iter().map(name).collect();
+            json!({"now": now, "refusals": refusals, "unheard": unheard})
+        })
+    }
+}
+
+/// Serves DHCP until `shutdown`, as [`Server::serve`].
 ///
 /// # Errors
 /// When an interface that is there at the start cannot be served.
 pub async fn serve(
     cluster: Cluster,
     options: Options,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    Server::new(cluster, options).serve(shutdown).await
+}
+
+async fn run(
+    cluster: Cluster,
+    options: Options,
+    service: Arc<Service>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     if options.interfaces == Interfaces::None {
@@ -101,7 +166,6 @@ pub async fn serve(
         return Ok(());
     }
     metrics::describe();
-    let service = Service::new(cluster.clone(), options.clone());
     let mut tasks = JoinSet::new();
     let mut peers = tasks.spawn(listen_to_peers(cluster.clone(), Arc::clone(&service)));
     let mut gossip = tasks.spawn(Arc::clone(&service).spread());
@@ -218,6 +282,7 @@ async fn listen_to_peers(cluster: Cluster, service: Arc<Service>) {
     let mut gossips = cluster.gossips();
     loop {
         match gossips.recv().await {
+            Ok((_, bytes)) if service.answer_peer(&bytes) => {}
             Ok((_, bytes)) => service.heard(&bytes),
             // Lost notices cost a double answer at most.
             Err(RecvError::Lagged(_)) => {}

@@ -82,8 +82,35 @@ pub struct Reply {
     pub boot: Option<Boot>,
     /// Network parameters that the subnet offers, by code.
     pub parameters: BTreeMap<u8, Vec<u8>>,
-    /// Option 56: why not.
-    pub message: Option<&'static str>,
+    /// Why not, in a NAK.
+    pub nak: Option<Nak>,
+}
+
+/// Why a client may not have the address that it believes to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Nak {
+    /// It is another client's, or another address is this client's.
+    NotForClient,
+    /// It belongs to another network.
+    NotForNetwork,
+}
+
+impl Nak {
+    /// Label of the counter.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NotForClient => "not_for_client",
+            Self::NotForNetwork => "not_for_network",
+        }
+    }
+
+    /// Option 56 (RFC 2132 §9.9).
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::NotForClient => "the address is not for this client",
+            Self::NotForNetwork => "the address is not for this network",
+        }
+    }
 }
 
 /// Where a reply goes (RFC 2131 §4.1).
@@ -237,8 +264,8 @@ impl Reply {
                 needed.push((BOOT_FILE, boot.file.as_bytes().to_vec()));
             }
         }
-        if let Some(text) = self.message {
-            needed.push((MESSAGE, text.as_bytes().to_vec()));
+        if let Some(nak) = self.nak {
+            needed.push((MESSAGE, nak.message().as_bytes().to_vec()));
         }
         // RFC 6842: echoed in every reply, never invented.
         if let Some(id) = &request.client.client_id {

@@ -384,7 +384,7 @@ fn printable(name: &[u8]) -> Option<String> {
 }
 
 impl Relay {
-    fn read(option: &[u8]) -> Result<Self, Malformed> {
+    pub(super) fn read(option: &[u8]) -> Result<Self, Malformed> {
         // RFC 3046 §2.0: its length is one octet; and a reply has to have room for it.
         if option.len() > 255 {
             return Err(Malformed::OptionLength);

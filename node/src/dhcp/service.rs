@@ -4,6 +4,7 @@
 mod gossip;
 mod later;
 mod look;
+mod why;
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,9 +18,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Options;
 use super::decide::{Action, Reason, conclude};
-use super::metrics;
+use super::metrics::{self, Commit};
 use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, SAME_COPY};
 use super::rank;
+use super::refusals::{Refusals, Refused};
 use super::rendering::{self, Rendered};
 use super::reply::Reply;
 use super::request::{Arrival, Request};
@@ -54,6 +56,7 @@ pub struct Service {
     actor: Actor,
     options: Options,
     recent: Mutex<Recent>,
+    refusals: Mutex<Refusals>,
     /// Peers that are there.
     live: watch::Receiver<Vec<u64>>,
     waiting: Arc<Semaphore>,
@@ -71,6 +74,23 @@ struct Exchange {
     rendered: Arc<Rendered>,
 }
 
+/// What is asked, without how it came.
+struct Asked<'a> {
+    request: &'a Request,
+    hash: ExchangeHash,
+    rendered: &'a Rendered,
+}
+
+impl Exchange {
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            request: &self.request,
+            hash: self.hash,
+            rendered: &self.rendered,
+        }
+    }
+}
+
 impl Service {
     pub fn new(cluster: Cluster, options: Options) -> Arc<Self> {
         Arc::new(Self {
@@ -80,6 +100,7 @@ impl Service {
             cluster,
             options,
             recent: Mutex::default(),
+            refusals: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             outbox: Outbox::default(),
             later: Later::default(),
@@ -88,6 +109,10 @@ impl Service {
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes note of what a peer said.
@@ -138,11 +163,12 @@ impl Service {
                             &reply,
                             looked.source,
                             looked.client,
+                            Commit::None,
                             &mut notices,
                         );
                     }
                     Action::Silent(reason) if !worth_keeping(&exchange, reason) => {
-                        silent(&exchange, reason);
+                        self.silent(&exchange, reason);
                     }
                     _ => {
                         if matches!(looked.action, Action::Propose(_)) {
@@ -175,7 +201,7 @@ impl Service {
         match Arc::clone(&self.waiting).try_acquire_owned() {
             Ok(place) if !(scarce && first_to_go) => Some(place),
             _ => {
-                metrics::dropped("overload");
+                self.silent(exchange, Reason::Overload);
                 None
             }
         }
@@ -248,6 +274,7 @@ impl Service {
                         &reply,
                         looked.source,
                         looked.client,
+                        Commit::None,
                         &mut notices,
                     );
                     break;
@@ -258,14 +285,14 @@ impl Service {
                     break;
                 }
                 Action::Confirm if stage == Stage::CaughtUp => {
-                    return silent(&exchange, Reason::NotCaughtUp);
+                    return self.silent(&exchange, Reason::NotCaughtUp);
                 }
                 Action::Confirm => self.catch_up().await,
                 Action::Silent(reason) if worth_keeping(&exchange, reason) => false,
-                Action::Silent(reason) => return silent(&exchange, reason),
+                Action::Silent(reason) => return self.silent(&exchange, reason),
             };
             if !caught_up && let Err(reason) = self.outlast_election(&exchange).await {
-                return silent(&exchange, reason);
+                return self.silent(&exchange, reason);
             }
             if caught_up {
                 stage = Stage::CaughtUp;
@@ -332,25 +359,49 @@ impl Service {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(problem)) => {
                 tracing::debug!(%problem, "not committed");
-                return metrics::dropped("not_committed");
+                return self.silent(exchange, Reason::NotCommitted);
             }
-            Err(_) => return metrics::dropped("commit_timeout"),
+            Err(_) => return self.silent(exchange, Reason::CommitTimeout),
         };
         let standing = self.standing();
         let reply = self.cluster.read(|state| {
-            self.view(state, &standing, exchange, Stage::CaughtUp, |view| {
-                conclude(state, &exchange.request, &outcome, view, standing.now)
-            })
+            self.view(
+                state,
+                &standing,
+                &exchange.asked(),
+                Stage::CaughtUp,
+                |view| conclude(state, &exchange.request, &outcome, view, standing.now),
+            )
         });
         match reply {
-            Ok(Some(reply)) => self.send(exchange, &reply, source, None, notices),
-            Ok(None) => notices.push(Notice::Exchange(exchange.hash, Progress::Answered)),
+            Ok(Some(reply)) => {
+                self.send(exchange, &reply, source, None, Commit::Waited, notices);
+            }
+            Ok(None) => {
+                metrics::done(exchange.request.kind);
+                notices.push(Notice::Exchange(exchange.hash, Progress::Answered));
+            }
             Err(reason) => {
                 if let Err(rejection) = &outcome.result {
                     metrics::rejected(rejection);
                 }
-                silent(exchange, reason);
+                self.silent(exchange, reason);
             }
+        }
+    }
+
+    /// Counts a packet that is not answered, and remembers why.
+    fn silent(&self, exchange: &Exchange, reason: Reason) {
+        tracing::debug!(
+            interface = exchange.link.name,
+            client = %hex::encode(exchange.request.sender()),
+            kind = metrics::label(exchange.request.kind),
+            reason = reason.label(),
+            "not answered"
+        );
+        metrics::silent(exchange.request.kind, reason.label());
+        if reason.concerns_client() {
+            self.note_refusal(exchange, Refused::Silent(reason));
         }
     }
 
@@ -360,6 +411,7 @@ impl Service {
         reply: &Reply,
         source: Ipv4Addr,
         client: Option<ClientHash>,
+        commit: Commit,
         notices: &mut Vec<Notice>,
     ) {
         let request = &*exchange.request;
@@ -371,11 +423,14 @@ impl Service {
         let destination = reply.destination(request);
         if let Err(problem) = exchange.link.send(port, source, destination, &bytes) {
             tracing::debug!(?destination, %problem, "reply not sent");
-            return metrics::dropped("send_failed");
+            return self.silent(exchange, Reason::SendFailed);
         }
         notices.extend(offered(reply, client));
         notices.push(Notice::Exchange(exchange.hash, Progress::Answered));
-        metrics::sent(reply.kind, exchange.received.elapsed());
+        metrics::answered(request.kind, reply, commit, exchange.received.elapsed());
+        if let Some(nak) = reply.nak {
+            self.note_refusal(exchange, Refused::Nak(nak));
+        }
         tracing::debug!(
             interface = exchange.link.name,
             client = %hex::encode(request.sender()),
@@ -403,15 +458,4 @@ fn exchange_hash(request: &Request) -> ExchangeHash {
 /// sender does next may be answered before it, and it would end a lease that was confirmed since.
 fn worth_keeping(exchange: &Exchange, reason: Reason) -> bool {
     reason == Reason::NoQuorum && exchange.request.kind != MessageType::Release
-}
-
-fn silent(exchange: &Exchange, reason: Reason) {
-    tracing::debug!(
-        interface = exchange.link.name,
-        client = %hex::encode(exchange.request.sender()),
-        kind = metrics::label(exchange.request.kind),
-        reason = reason.label(),
-        "not answered"
-    );
-    metrics::dropped(reason.label());
 }

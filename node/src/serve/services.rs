@@ -37,13 +37,31 @@ impl Services {
     }
 }
 
+/// The DHCP service, which does not serve yet.
+pub fn dhcp(
+    cluster: &Cluster,
+    options: &ServeOptions,
+    settings: &Settings,
+) -> Result<dhcp::Server, Error> {
+    let dhcp_options = dhcp::Options {
+        interfaces: interfaces(&options.dhcp_interfaces)?,
+        dhcp_port: options.dhcp_port,
+        proxy_port: options.proxy_dhcp_port,
+        boot_port: options.boot_port,
+        tftp_port: options.tftp_port,
+        advertise: settings.advertise,
+    };
+    Ok(dhcp::Server::new(cluster.clone(), dhcp_options))
+}
+
 /// Starts all services; each ends when `stop` is cancelled.
 pub fn start(
     cluster: &Cluster,
     options: &ServeOptions,
     settings: &Settings,
+    dhcp: dhcp::Server,
     stop: &CancellationToken,
-) -> Result<Services, Error> {
+) -> Services {
     let failed = |error: &dyn std::error::Error| Error::Service(muster_api::client::chain(error));
     let mut services = JoinSet::new();
 
@@ -72,26 +90,19 @@ pub fn start(
             .map_err(|error| failed(&error))
     });
 
-    let dhcp_options = dhcp::Options {
-        interfaces: interfaces(&options.dhcp_interfaces)?,
-        dhcp_port: options.dhcp_port,
-        proxy_port: options.proxy_dhcp_port,
-        boot_port: options.boot_port,
-        tftp_port: options.tftp_port,
-        advertise: settings.advertise,
-    };
+    let token = stop.clone();
+    services.spawn(async move { dhcp.serve(token).await.map_err(|error| failed(&error)) });
     let (own, token) = (cluster.clone(), stop.clone());
     services.spawn(async move {
-        dhcp::serve(own, dhcp_options, token)
-            .await
-            .map_err(|error| failed(&error))
+        token.run_until_cancelled(dhcp::journal::keep(own)).await;
+        Ok(())
     });
     let (own, token) = (cluster.clone(), stop.clone());
     services.spawn(async move {
         reconcile::run(own, token).await;
         Ok(())
     });
-    Ok(Services(services))
+    Services(services)
 }
 
 fn interfaces(text: &str) -> Result<Interfaces, Error> {

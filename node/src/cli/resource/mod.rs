@@ -1,5 +1,6 @@
 //! The verbs of resources.
 
+pub mod leases;
 mod requests;
 pub mod users;
 

@@ -8,7 +8,7 @@ use muster_storage::model::{Lease, NodeId};
 
 use super::{Action, Case};
 use crate::dhcp::parameters;
-use crate::dhcp::reply::Reply;
+use crate::dhcp::reply::{Nak, Reply};
 
 impl Case<'_> {
     pub(super) fn send(&self, reply: Reply) -> Action {
@@ -48,7 +48,7 @@ impl Case<'_> {
         })
     }
 
-    pub(super) fn nak(&self, message: &'static str) -> Reply {
+    pub(super) fn nak(&self, why: Nak) -> Reply {
         Reply {
             kind: MessageType::Nak,
             server_id: self.request.server_id.unwrap_or(self.own),
@@ -56,7 +56,7 @@ impl Case<'_> {
             lease_secs: None,
             boot: None,
             parameters: BTreeMap::new(),
-            message: Some(message),
+            nak: Some(why),
         }
     }
 
@@ -73,7 +73,7 @@ impl Case<'_> {
             lease_secs,
             boot: parameters::boot(self.state, self.request, self.subnet, self.view, false),
             parameters: parameters::network(self.state, self.request, self.subnet, self.view),
-            message: None,
+            nak: None,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use super::{Exchange, PROPOSED_GRACE, Service, silent};
+use super::{Exchange, PROPOSED_GRACE, Service};
 use crate::dhcp::decide::Reason;
 use crate::dhcp::offers::Progress;
 use crate::dhcp::rank;
@@ -109,7 +109,7 @@ impl Service {
         };
         for (mut turn, progress) in due.into_iter().zip(progress) {
             match progress {
-                Some(Progress::Answered) => silent(&turn.exchange, Reason::Answered),
+                Some(Progress::Answered) => self.silent(&turn.exchange, Reason::Answered),
                 Some(Progress::Proposed) if !turn.granted => {
                     turn.granted = true;
                     turn.due += PROPOSED_GRACE;

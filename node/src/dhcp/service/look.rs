@@ -8,7 +8,7 @@ use muster_storage::Command;
 use muster_storage::model::{NodeId, Subnet, Timestamp};
 use muster_storage::state::{Claim, State};
 
-use super::{Exchange, Service, offered};
+use super::{Asked, Exchange, Service, offered};
 use crate::dhcp::decide::{Action, PeerView, Reason, decide, honoured, subnet_of};
 use crate::dhcp::offers::{ClientHash, Notice, client_hash};
 use crate::dhcp::request::Request;
@@ -142,7 +142,12 @@ impl Service {
     }
 
     /// Those that can answer.
-    fn servers(&self, state: &State, standing: &Standing, request: &Request) -> Vec<NodeId> {
+    pub(super) fn servers(
+        &self,
+        state: &State,
+        standing: &Standing,
+        request: &Request,
+    ) -> Vec<NodeId> {
         let subnets: Vec<&Subnet> = state.subnets_of_link(&request.client.link).collect();
         let on_link = |address: &Ipv4Addr| {
             let holds = |subnet: &&Subnet| request.relayed() || subnet.cidr.contains(address);
@@ -170,7 +175,7 @@ impl Service {
         stage: Stage,
     ) -> Looked {
         let client = known_as(state, &exchange.request);
-        let (action, source) = self.view(state, standing, exchange, stage, |view| {
+        let (action, source) = self.view(state, standing, &exchange.asked(), stage, |view| {
             (
                 decide(state, &exchange.request, view, standing.now),
                 view.identifier.unwrap_or(Ipv4Addr::UNSPECIFIED),
@@ -193,11 +198,11 @@ impl Service {
         &self,
         state: &State,
         standing: &Standing,
-        exchange: &Exchange,
+        asked: &Asked<'_>,
         stage: Stage,
         then: impl FnOnce(&PeerView<'_>) -> T,
     ) -> T {
-        let request = &*exchange.request;
+        let request = asked.request;
         let client = known_as(state, request).unwrap_or_default();
         let now = Instant::now();
         let servers = match request.kind {
@@ -207,7 +212,7 @@ impl Service {
         let first = rank::first(request.sender(), chosen(state, request), &servers);
         let (offered, again) = {
             let recent = self.recent();
-            let again = recent.came_again(exchange.hash, now);
+            let again = recent.came_again(asked.hash, now);
             (recent.offered_to(client, now), again)
         };
         let view = PeerView {
@@ -233,7 +238,7 @@ impl Service {
             },
             offered,
             render: &|text| {
-                let rendered = exchange.rendered.get(text).cloned();
+                let rendered = asked.rendered.get(text).cloned();
                 rendered.unwrap_or_else(|| Err("changed while it was rendered".to_owned()))
             },
         };
@@ -287,7 +292,7 @@ impl Service {
 }
 
 /// The node that the client has to do with already: it named it, or has its address from it.
-fn chosen(state: &State, request: &Request) -> Option<NodeId> {
+pub(super) fn chosen(state: &State, request: &Request) -> Option<NodeId> {
     if let Some(named) = request.server_id {
         return state.identifier(named).map(|identifier| identifier.node);
     }

@@ -1,0 +1,30 @@
+//! What this node's services tell its API.
+
+use futures::future::BoxFuture;
+use metrics_exporter_prometheus::PrometheusHandle;
+use muster_api::node::{About, Node};
+use muster_raft::Cluster;
+use muster_storage::command::Client;
+use serde_json::Value;
+
+use crate::dhcp;
+
+/// The services of this node.
+pub struct Own {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// What was recorded.
+    pub metrics: PrometheusHandle,
+    /// DHCP.
+    pub dhcp: dhcp::Server,
+}
+
+impl Node for Own {
+    fn metrics(&self) -> String {
+        self.metrics.render() + &self.cluster.read(dhcp::metrics::pools)
+    }
+
+    fn explain<'a>(&'a self, about: About, clients: Vec<Client>) -> BoxFuture<'a, Value> {
+        Box::pin(async move { self.dhcp.explain(about, &clients).await })
+    }
+}
