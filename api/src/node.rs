@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use futures::future::BoxFuture;
-use muster_storage::Mac;
 use muster_storage::command::Client;
+use muster_storage::{Mac, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -22,6 +22,11 @@ pub enum About {
 pub trait Node: Send + Sync + 'static {
     /// Metrics in the text format of Prometheus.
     fn metrics(&self) -> String;
+
+    /// Since when this node has been in minority mode (invariant 7), if it is.
+    fn minority_since(&self) -> Option<Timestamp> {
+        None
+    }
 
     /// What DHCP would answer to a DISCOVER of each of `clients` now (`now`), and what nodes remember
     /// of refusals (`refusals`).

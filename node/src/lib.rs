@@ -1,9 +1,11 @@
 //! One node: the services that provision machines, the command line, and what wires them together.
 
+pub mod alert;
 pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod dhcp;
+pub mod minority;
 pub mod notify;
 pub mod reconcile;
 pub mod serve;

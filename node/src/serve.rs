@@ -25,6 +25,7 @@ use own::Own;
 use settings::Settings;
 
 use crate::config::ServeOptions;
+use crate::minority::Minority;
 use crate::notify::notify;
 use crate::telemetry;
 
@@ -139,15 +140,17 @@ async fn run(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
 
     let stopping = CancellationToken::new();
     let dhcp = services::dhcp(&cluster, options, &settings)?;
+    let minority = Minority::default();
     let own = Own {
         cluster: cluster.clone(),
         metrics,
+        minority: minority.clone(),
         dhcp: dhcp.clone(),
     };
     let app = App::new(cluster.clone(), own, stopping.clone());
     api.serving
         .set(rest::router(app.clone()), cluster.api_tls());
-    let mut services = services::start(&cluster, options, &settings, dhcp, &stopping);
+    let mut services = services::start(&cluster, options, &settings, dhcp, minority, &stopping);
     notify("READY=1");
     tracing::info!(
         node = settings.node_name,

@@ -86,4 +86,5 @@ pub fn describe() {
     muster_api::rest::describe_metrics();
     crate::dhcp::metrics::describe();
     crate::boot::metrics::describe();
+    crate::minority::describe();
 }

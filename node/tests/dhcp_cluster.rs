@@ -152,6 +152,50 @@ fn without_a_quorum() {
     }
 }
 
+/// Invariant 7, the rest: what needs no lease is served, what a client asks for at most is kept to,
+/// and no option makes a write of it.
+#[test]
+fn without_a_quorum_what_promises_nothing_new_is_served() {
+    let mut world = World::with(|subnet| subnet.rapid_commit = true);
+    let own = world.lease(MAC);
+    world.reserve("10.77.0.50", OTHER);
+    world.quorum = false;
+    let inform = Packet::new(MessageType::Inform, OTHER)
+        .ciaddr(ip("10.77.0.7"))
+        .unicast(ip("10.77.0.7"));
+    let reply = world.reply(&inform);
+    assert_eq!((reply.kind, reply.lease_secs), (MessageType::Ack, None));
+    let mut short = Packet::renew(MAC, own).option(51, &600u32.to_be_bytes());
+    assert_eq!(world.reply(&short).lease_secs, Some(600));
+    let rapid = |mac| Packet::discover(mac).option(80, &[]);
+    let reply = world.reply(&rapid(MAC));
+    assert_eq!(reply.yiaddr, own, "what is committed");
+    for packet in [
+        rapid(OTHER),
+        Packet::discover(OTHER),
+        Packet::select(OTHER, ip("10.77.0.50")),
+    ] {
+        assert_eq!(world.answer(&packet), Err(Reason::NoQuorum), "{packet:?}");
+    }
+    // To the last second of what is committed, less the margin, and not one more.
+    let margin = u64::from(world.state.settings().lease_margin_secs);
+    let left = world.bound(own).unwrap().expires_at.secs_since(world.now);
+    world.pass(left - margin - 60);
+    short = Packet::renew(MAC, own);
+    assert_eq!(world.reply(&short).lease_secs, Some(60));
+    world.pass(1);
+    assert_eq!(world.answer(&short), Err(Reason::NoQuorum));
+    // Nor has anybody else got it by then: the others free it after the margin.
+    world.quorum = true;
+    world.pass(59 + margin);
+    world.apply(Command::Expire);
+    let newcomer = Packet::select([0x52, 0x54, 0, 0, 0, 0x52], own);
+    assert_eq!(world.answer(&newcomer), Err(Reason::Refused));
+    world.pass(margin);
+    world.apply(Command::Expire);
+    assert_eq!(world.reply(&newcomer).yiaddr, own);
+}
+
 /// A node that has just started asks a quorum before it confirms from what it has on disk.
 #[test]
 fn after_a_start_the_first_confirmations_are_checked() {

@@ -15,7 +15,7 @@ use super::extract::{Json, On};
 use super::write::write;
 use super::{DONE, backup, nodes};
 use crate::problem::Problem;
-use crate::{Shared, input};
+use crate::{Shared, input, view};
 
 /// Longest life of a join token, in seconds: a year.
 const TTL_SECS_MAX: u64 = 365 * 24 * 3600;
@@ -47,6 +47,7 @@ async fn status(State(app): State<Shared>) -> axum::Json<Value> {
         "leader": status.leader.map(|leader| leader.0),
         "revision": status.revision.0,
         "quorum": status.quorum,
+        "minority_since": app.node.minority_since().map(view::time),
         "nodes": nodes,
     }))
 }

@@ -6,7 +6,9 @@ use anyhow::{Context, Result, ensure};
 use dhcproto::v4::MessageType;
 use muster_chaos::cluster::Cluster;
 use muster_chaos::dhcp::{Client, Port};
+use muster_chaos::lab::wait_until;
 use muster_chaos::{content, fault, invariant};
+use serde_json::Value;
 
 use crate::{MAC, PATIENCE, curl, tell, wait_alone};
 
@@ -28,6 +30,7 @@ fn a_node_alone_confirms_and_serves_but_promises_nothing_new() -> Result<()> {
             {
                 let _cut = cut_off(&cluster, alone)?;
                 wait_alone(&cluster, alone)?;
+                knows_its_mode(&cluster, alone, true)?;
                 promises_nothing(&cluster, &port, alone, family)?;
                 let confirmed = port.insist(&client.reboot(lease.address()), MessageType::Ack)?;
                 ensure!(confirmed.address() == lease.address(), "another address");
@@ -40,11 +43,50 @@ fn a_node_alone_confirms_and_serves_but_promises_nothing_new() -> Result<()> {
                 serves(&cluster, alone)?;
             }
             cluster.wait_settled(PATIENCE)?;
+            knows_its_mode(&cluster, alone, false)?;
             let newcomer = port.bind(&Client::numbered(family, 9))?;
             ensure!(newcomer.address() != lease.address(), "given twice");
             invariant::same_everywhere(&cluster)?;
         }
         Ok(())
+    })
+}
+
+/// A node says that it is in minority mode, or that it was: in its status, its metrics and its log,
+/// and afterwards as an event of the cluster.
+fn knows_its_mode(cluster: &Cluster, alone: usize, in_minority: bool) -> Result<()> {
+    let node = cluster.node(alone);
+    wait_until("the mode to be known", PATIENCE, || {
+        let status = node.quick_status()?;
+        let since = status.rest.get("minority_since").and_then(Value::as_str);
+        let metric = node.metric("muster_minority")? > 0.0;
+        Ok((since.is_some() == in_minority && metric == in_minority).then_some(()))
+    })?;
+    let told = match in_minority {
+        true => "minority mode begins",
+        false => "minority mode ends",
+    };
+    ensure!(
+        node.log().contains(told),
+        "{} has not logged: {told}",
+        node.name()
+    );
+    if in_minority {
+        return Ok(());
+    }
+    wait_until("an event of it", PATIENCE, || {
+        let call = ["events", "list", "--kind", "alert", "-o", "json"];
+        let events: Vec<Value> = node.cli(&call)?.json()?;
+        let text = |event: &Value, pointer: &str| {
+            let found = event.pointer(pointer).and_then(Value::as_str);
+            found.map(str::to_owned)
+        };
+        let told = events.iter().any(|event| {
+            text(event, "/key").as_deref() == Some("minority")
+                && text(event, "/object/node").as_deref() == Some(node.name())
+                && text(event, "/object/since") < text(event, "/object/until")
+        });
+        Ok(told.then_some(()))
     })
 }
 

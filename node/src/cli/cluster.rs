@@ -117,8 +117,14 @@ fn for_people(status: &Value) -> String {
         "version",
         "fault",
     ];
+    let minority = match status.get("minority_since").and_then(Value::as_str) {
+        Some(since) => format!(
+            "\nminority mode since {since}: nothing new is promised or written, committed leases are confirmed"
+        ),
+        None => String::new(),
+    };
     format!(
-        "cluster {}  leader {}  revision {}  quorum {}\n\n{}",
+        "cluster {}  leader {}  revision {}  quorum {}{minority}\n\n{}",
         text("cluster_id").trim_matches('"'),
         leader.unwrap_or("none"),
         text("revision"),

@@ -4,10 +4,12 @@ use futures::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
 use muster_api::node::{About, Node};
 use muster_raft::Cluster;
+use muster_storage::Timestamp;
 use muster_storage::command::Client;
 use serde_json::Value;
 
 use crate::dhcp;
+use crate::minority::Minority;
 
 /// The services of this node.
 pub struct Own {
@@ -15,6 +17,8 @@ pub struct Own {
     pub cluster: Cluster,
     /// What was recorded.
     pub metrics: PrometheusHandle,
+    /// Whether there is a quorum.
+    pub minority: Minority,
     /// DHCP.
     pub dhcp: dhcp::Server,
 }
@@ -22,6 +26,10 @@ pub struct Own {
 impl Node for Own {
     fn metrics(&self) -> String {
         self.metrics.render() + &self.cluster.read(dhcp::metrics::pools)
+    }
+
+    fn minority_since(&self) -> Option<Timestamp> {
+        self.minority.since()
     }
 
     fn explain<'a>(&'a self, about: About, clients: Vec<Client>) -> BoxFuture<'a, Value> {

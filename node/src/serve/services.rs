@@ -8,6 +8,7 @@ use super::Error;
 use super::settings::Settings;
 use crate::config::ServeOptions;
 use crate::dhcp::{self, Interfaces};
+use crate::minority::Minority;
 use crate::reconcile;
 use crate::{boot, tftp};
 
@@ -60,6 +61,7 @@ pub fn start(
     options: &ServeOptions,
     settings: &Settings,
     dhcp: dhcp::Server,
+    minority: Minority,
     stop: &CancellationToken,
 ) -> Services {
     let failed = |error: &dyn std::error::Error| Error::Service(muster_api::client::chain(error));
@@ -95,6 +97,11 @@ pub fn start(
     let (own, token) = (cluster.clone(), stop.clone());
     services.spawn(async move {
         token.run_until_cancelled(dhcp::journal::keep(own)).await;
+        Ok(())
+    });
+    let (own, token) = (cluster.clone(), stop.clone());
+    services.spawn(async move {
+        token.run_until_cancelled(minority.watch(own)).await;
         Ok(())
     });
     let (own, token) = (cluster.clone(), stop.clone());
