@@ -9,6 +9,7 @@ mod clients;
 mod disk_faults;
 mod diverged;
 mod failover;
+mod foreign;
 mod garbage;
 mod hand_over;
 mod idle;

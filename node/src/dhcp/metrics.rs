@@ -14,6 +14,7 @@ const OUTCOMES: &str = "muster_dhcp_outcomes_total";
 const DROPPED: &str = "muster_dhcp_dropped_total";
 const REJECTED: &str = "muster_dhcp_rejected_total";
 const SECONDS: &str = "muster_dhcp_answer_seconds";
+const FOREIGN: &str = "muster_dhcp_foreign_servers_total";
 const POOL_ADDRESSES: (&str, &str) = (
     "muster_dhcp_pool_addresses",
     "Addresses in a pool, by subnet, class and pool",
@@ -34,6 +35,10 @@ pub fn describe() {
     describe_counter!(
         REJECTED,
         "Writes for DHCP clients that were refused, by code: another client was first, or the address is not for this one"
+    );
+    describe_counter!(
+        FOREIGN,
+        "Clients seen to take the offer of a DHCP server that should not be on their link, by subnet; the event `alert` has its address"
     );
     describe_histogram!(
         SECONDS,
@@ -94,6 +99,11 @@ pub(super) fn dropped(reason: &'static str) {
 /// A write for a client was refused.
 pub(super) fn rejected(rejection: &Rejection) {
     counter!(REJECTED, "code" => rejection.code()).increment(1);
+}
+
+/// A client took the offer of a server that should not be there.
+pub(super) fn foreign(subnet: &str) {
+    counter!(FOREIGN, "subnet" => subnet.to_owned()).increment(1);
 }
 
 /// How full pools are, in the text format of Prometheus. Made when it is asked for: a recorder would

@@ -5,6 +5,7 @@
 
 pub mod decide;
 pub mod firmware;
+pub mod foreign;
 mod frame;
 pub mod interfaces;
 pub mod journal;

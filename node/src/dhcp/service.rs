@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Options;
 use super::decide::{Action, Reason, conclude};
+use super::foreign;
 use super::metrics::{self, Commit};
 use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, SAME_COPY};
 use super::rank;
@@ -57,6 +58,7 @@ pub struct Service {
     options: Options,
     recent: Mutex<Recent>,
     refusals: Mutex<Refusals>,
+    told: Mutex<foreign::Told>,
     /// Peers that are there.
     live: watch::Receiver<Vec<u64>>,
     waiting: Arc<Semaphore>,
@@ -101,6 +103,7 @@ impl Service {
             options,
             recent: Mutex::default(),
             refusals: Mutex::default(),
+            told: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             outbox: Outbox::default(),
             later: Later::default(),

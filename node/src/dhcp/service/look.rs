@@ -1,18 +1,21 @@
 //! What the state and the peers say about a packet: who answers it, and what is to be done.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::MessageType;
 use muster_storage::Command;
-use muster_storage::model::{NodeId, Subnet, Timestamp};
+use muster_storage::model::{NodeId, Subnet, Timestamp, Trouble};
 use muster_storage::state::{Claim, State};
 
 use super::{Asked, Exchange, Service, offered};
+use crate::alert;
 use crate::dhcp::decide::{Action, PeerView, Reason, decide, honoured, subnet_of};
+use crate::dhcp::foreign::intruder;
 use crate::dhcp::offers::{ClientHash, Notice, client_hash};
 use crate::dhcp::request::Request;
-use crate::dhcp::{rank, rendering};
+use crate::dhcp::{metrics, rank, rendering};
 
 /// What the cluster looks like to this node, read once for a batch.
 pub(super) struct Standing {
@@ -77,6 +80,9 @@ impl Service {
         let copy = self.recent().is_copy(exchange.hash, exchange.received);
         self.note_choice(state, standing, exchange);
         let rank = self.rank(state, standing, request);
+        if rank == Some(0) {
+            self.tell_of_intruder(state, standing, exchange);
+        }
         // A client that asks again was not heard, or its answer was lost: whoever can, answers.
         // All nodes choose the same address, so that more answers than one do no harm.
         let again = copy && matches!(request.kind, MessageType::Request | MessageType::Discover);
@@ -127,6 +133,34 @@ impl Service {
         } else {
             recent.forget_offers(client);
         }
+    }
+
+    /// Tells people of a DHCP server that should not be there.
+    fn tell_of_intruder(&self, state: &State, standing: &Standing, exchange: &Exchange) {
+        let request = &*exchange.request;
+        let Some((subnet, server)) = intruder(state, request, standing.now) else {
+            return;
+        };
+        metrics::foreign(&subnet.name);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !told.is_news(server, exchange.received) {
+            return;
+        }
+        drop(told);
+        let client = request.client.mac;
+        tracing::warn!(
+            interface = exchange.link.name,
+            subnet = subnet.name,
+            %server,
+            client = client.map(tracing::field::display),
+            "a client chose a DHCP server that is no node of this cluster; name it in the subnet's foreign_servers if it may be there"
+        );
+        let trouble = Trouble::ForeignServer {
+            subnet: subnet.name.clone(),
+            server,
+            client,
+        };
+        tokio::spawn(alert::raise(self.cluster.clone(), trouble));
     }
 
     /// This node's place among those that can answer: the live members with an identifier on the

@@ -1,0 +1,83 @@
+//! DHCP servers on our links that are none of ours.
+//!
+//! What they send goes to port 68, where a server does not listen. But a client says whose offer it
+//! takes to all servers (RFC 2131 §4.3.2, SELECTING): that is how they are seen.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use dhcproto::v4::MessageType;
+use muster_storage::model::{Subnet, SubnetMode, Timestamp};
+use muster_storage::state::State;
+
+use super::decide::honoured;
+use super::request::Request;
+
+/// How long a server that was told of is not told of again.
+const QUIET: Duration = Duration::from_secs(3600);
+
+/// Servers that are told of in that time: anybody can name any server.
+const SERVERS_MAX: usize = 64;
+
+/// The server that a client took and that should not be there, and the subnet of the client.
+///
+/// Beside a server that makes the leases (`proxy`), or where nobody is served (`off`), every server
+/// may be there; elsewhere those that the subnet names as `foreign_servers`.
+pub fn intruder<'a>(
+    state: &'a State,
+    request: &Request,
+    now: Timestamp,
+) -> Option<(&'a Subnet, Ipv4Addr)> {
+    let named = request.server_id?;
+    let nobody = named.is_unspecified() || named.is_broadcast() || named.is_multicast();
+    let selecting = request.kind == MessageType::Request && request.client.requested.is_some();
+    if nobody || !selecting || honoured(state, request, named, now) {
+        return None;
+    }
+    // A node that has just begun has not registered its addresses yet.
+    if state.members().any(|member| member.address == named) {
+        return None;
+    }
+    let subnets = || state.subnets_of_link(&request.client.link);
+    let expected = subnets().any(|subnet| {
+        matches!(subnet.mode, SubnetMode::Proxy | SubnetMode::Off)
+            || subnet.foreign_servers.contains(&named)
+    });
+    let subnet = subnets().next().filter(|_| !expected)?;
+    Some((subnet, named))
+}
+
+/// Servers that were told of lately.
+#[derive(Debug, Default)]
+pub struct Told(HashMap<Ipv4Addr, Instant>);
+
+impl Told {
+    /// Whether a server that was seen is to be told of now.
+    pub fn is_news(&mut self, server: Ipv4Addr, now: Instant) -> bool {
+        self.0
+            .retain(|_, told| now.saturating_duration_since(*told) < QUIET);
+        if self.0.contains_key(&server) || self.0.len() >= SERVERS_MAX {
+            return false;
+        }
+        self.0.insert(server, now);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_told_of_once_in_a_while_and_a_flood_is_bounded() {
+        let (mut told, now) = (Told::default(), Instant::now());
+        let server = Ipv4Addr::new(10, 77, 0, 9);
+        assert!(told.is_news(server, now));
+        assert!(!told.is_news(server, now + QUIET / 2));
+        assert!(told.is_news(server, now + QUIET));
+        let news = (0..1000).filter(|it| told.is_news(Ipv4Addr::from(*it), now + QUIET));
+        assert_eq!(news.count(), SERVERS_MAX - 1);
+        assert!(told.is_news(Ipv4Addr::from(7), now + 2 * QUIET));
+    }
+}
