@@ -4,7 +4,7 @@ use std::fs;
 
 use muster_raft::{Cluster, Error, Inspection};
 
-use crate::common::{found, has, options, write};
+use crate::common::{found, has, options, until, write};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_log_was_emptied_does_not_start() {
@@ -51,7 +51,7 @@ async fn lost_state_is_put_back_from_log_and_snapshot_or_the_node_does_not_start
 
     // The log reaches back to the beginning.
     let mut node = Cluster::start(options.clone()).await.unwrap();
-    assert!(has(&node, "a"));
+    until("the log is applied anew", || has(&node, "a")).await;
     let mut written = 0;
     loop {
         for _ in 0..100 {
@@ -69,7 +69,8 @@ async fn lost_state_is_put_back_from_log_and_snapshot_or_the_node_does_not_start
 
     // What the log has given up is in the snapshot.
     let node = Cluster::start(options.clone()).await.unwrap();
-    assert!(has(&node, "a") && has(&node, &format!("p{}", written - 1)));
+    let last = format!("p{}", written - 1);
+    until("it has all", || has(&node, "a") && has(&node, &last)).await;
     stop_and_lose_state(node).await;
 
     fs::remove_dir_all(dir.path().join("snapshots")).unwrap();
