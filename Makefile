@@ -15,14 +15,17 @@ export RUST_LIB_BACKTRACE ?= 0
 .PHONY: build demo test test-long sim fuzz bench bench-dhcp lint fmt clean setup setup-build setup-bench payload
 
 build: setup-build
-	cargo build $(LOCKED) --workspace --bins
-	install -D -m 755 -t target/bin $(cargo_target)/debug/muster $(cargo_target)/debug/muster-chaos
+	cargo build $(LOCKED) --release --workspace --bins
+	install -D -m 755 -t target/bin $(cargo_target)/release/muster $(cargo_target)/release/muster-chaos
 
 # Three nodes provision a machine, lose their leader, and provision again.
 demo: setup payload build
 	@deploy/demo.sh
 
-test: setup payload build
+# With the checks that a released binary leaves out.
+test: export MUSTER_BIN := $(abspath $(cargo_target)/debug/muster)
+test: setup payload
+	cargo build $(LOCKED) --workspace --bins
 	cargo test $(LOCKED) --workspace
 
 # As `test`, with every variant of the stories that have many.
@@ -47,15 +50,14 @@ fuzz: export MUSTER_FUZZ_ROUNDS := $(ROUNDS)
 fuzz: setup-build
 	cargo test $(LOCKED) -p muster-node --test dhcp_fuzz
 
-# Beside etcd (docs/performance.md), then the parts alone. One profile for everything: RocksDB is
-# compiled once.
+# Beside etcd (docs/performance.md), then the parts alone.
 bench: setup-bench build
-	$(cargo_target)/debug/muster-bench $(BENCH)
-	cargo bench $(LOCKED) --profile dev --workspace --benches
+	$(cargo_target)/release/muster-bench $(BENCH)
+	cargo bench $(LOCKED) --workspace --benches
 
 # DHCP beside Kea, alone and as a pair, in network namespaces: `make bench-dhcp BENCH='--rounds 1'`.
 bench-dhcp: setup-bench build
-	$(cargo_target)/debug/muster-bench-dhcp $(BENCH)
+	$(cargo_target)/release/muster-bench-dhcp $(BENCH)
 
 lint: setup-build
 	cargo fmt --all --check

@@ -1,5 +1,5 @@
 //! What a synced append to the log costs, by how RocksDB is set up: `make bench`, or
-//! `cargo bench --profile dev -p muster-storage --bench log_layout`. See ADR 9.
+//! `cargo bench -p muster-storage --bench log_layout`. See ADR 9.
 //!
 //! All layouts are open at once and appended to in turns, some milliseconds each, so that a busy
 //! moment of the machine meets all of them; the ratios are of turns side by side.
