@@ -84,6 +84,7 @@ pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
         .and_then(|()| {
             open_more_files();
             let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(workers())
                 .enable_all()
                 .build()
                 .map_err(system("starting threads"))?;
@@ -99,6 +100,12 @@ pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
             error.exit_code()
         }
     }
+}
+
+/// One for each processor, and never fewer than one more than the tasks that write to the disk, which
+/// may hang: openraft's own, and the one that applies entries.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).max(3)
 }
 
 /// Takes all the open files that the system allows: the stores must never lack one because many

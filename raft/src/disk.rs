@@ -9,8 +9,7 @@ mod stall;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::task::block_in_place;
+use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::inner::Inner;
@@ -31,13 +30,18 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Carries out a write. One that hangs holds up no other task of its thread.
-    pub fn write<T>(&self, write: impl FnOnce() -> T) -> T {
-        let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
-        match flavor {
-            Ok(RuntimeFlavor::MultiThread) => block_in_place(|| self.pending.write(write)),
-            _ => self.pending.write(write),
-        }
+    /// Carries out a write that is quick as long as the disk is well, without the hand-over to
+    /// another thread that would cost more than the write. One that hangs holds up nothing but its
+    /// task and its thread, of which the runtime has more than there are tasks that write: whom this
+    /// task has woken goes before it, as nobody else can take that off the thread.
+    pub async fn write<T>(&self, write: impl FnOnce() -> T) -> T {
+        yield_now().await;
+        self.pending.write(write)
+    }
+
+    /// Carries out a write on a thread that is there for it.
+    pub fn write_blocking<T>(&self, write: impl FnOnce() -> T) -> T {
+        self.pending.write(write)
     }
 
     /// Waits until there is room for more entries; false when the node stops before.

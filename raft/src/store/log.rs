@@ -367,7 +367,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let inner = &self.inner;
         inner
             .disk
-            .write(|| inner.log.set_note(note::VOTE, &bytes))?;
+            .write(|| inner.log.set_note(note::VOTE, &bytes))
+            .await?;
         self.known().vote = Some(*vote);
         self.barrier().await
     }
@@ -404,7 +405,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let committed = self.known().committed;
         let committed = committed.map(|id| proto::LogId::from(&id).encode_to_vec());
         let note = committed.as_deref().map(|bytes| (note::COMMITTED, bytes));
-        inner.disk.write(|| inner.log.append(&stored, note))?;
+        let write = || inner.log.append(&stored, note);
+        inner.disk.write(write).await?;
         self.inner.size.grow(&stored);
         metrics::counter!("muster_raft_log_entries_total").increment(stored.len() as u64);
         let mut known = self.known();
@@ -419,7 +421,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let first = last.map_or(0, |id| id.index().saturating_add(1));
         let inner = &self.inner;
-        inner.disk.write(|| inner.log.truncate(first))?;
+        inner.disk.write(|| inner.log.truncate(first)).await?;
         let mut known = self.known();
         while known
             .tail

@@ -275,7 +275,7 @@ impl Machine {
     }
 
     /// Writes rows with the position they belong to, then tells the outcomes.
-    fn flush(
+    async fn flush(
         &self,
         rows: &mut Vec<RowWrite>,
         replies: &mut Vec<(ApplyResponder<TypeConfig>, Outcomes)>,
@@ -292,8 +292,8 @@ impl Machine {
             ),
             (note::DIGEST, digest.0.to_vec()),
         ];
-        let written = self.disk.write(|| self.memory.rows.write(rows, &notes));
-        written?;
+        let write = || self.memory.rows.write(rows, &notes);
+        self.disk.write(write).await?;
         rows.clear();
         self.memory.advance(*applied);
         for (responder, outcomes) in replies.drain(..) {
@@ -334,10 +334,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
             self.memory.marks.applied(entry.index(), digest);
             replies.extend(responder.map(|responder| (responder, Outcomes(outcomes))));
             if rows.len() >= BATCH_ROWS {
-                self.flush(&mut rows, &mut replies)?;
+                self.flush(&mut rows, &mut replies).await?;
             }
         }
-        self.flush(&mut rows, &mut replies)
+        let flushed = self.flush(&mut rows, &mut replies).await;
+        flushed
             .inspect_err(|error| tracing::error!(%error, "cannot write rows; this node stops"))
     }
 

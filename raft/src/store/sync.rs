@@ -100,7 +100,7 @@ impl SyncWorker {
     pub fn settle(&mut self, batch: Vec<Waiter>) {
         if self.failed.is_none() && !self.unsafe_no_sync {
             let start = Instant::now();
-            if let Err(error) = self.disk.write(|| self.log.sync()) {
+            if let Err(error) = self.disk.write_blocking(|| self.log.sync()) {
                 tracing::error!(%error, "cannot sync the log; this node stops taking part");
                 self.failed = Some(error);
             }
