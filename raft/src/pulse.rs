@@ -64,13 +64,13 @@ fn beats(
     let mut ticks = interval(BEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut view = inner.view.clone();
-    view.mark_unchanged();
+    let leads = view.borrow_and_update().leader == Some(inner.id.0);
     let draining = inner.draining.subscribe();
     let mut live = inner.board.live();
     live.mark_unchanged();
     futures::stream::unfold(
-        (inner, ticks, gossip, view, draining, live),
-        |(inner, mut ticks, mut gossip, mut view, mut draining, mut live)| async move {
+        (inner, ticks, gossip, view, leads, draining, live),
+        |(inner, mut ticks, mut gossip, mut view, mut leads, mut draining, mut live)| async move {
             let beat = loop {
                 let next = async {
                     match &mut gossip {
@@ -95,16 +95,17 @@ fn beats(
                             break status(&inner);
                         }
                     }
-                    // A new leader is news.
+                    // A new leader is news; that it has another entry is none.
                     Ok(()) = view.changed() => {
-                        let now = view.borrow_and_update().leader;
-                        if now == Some(inner.id.0) {
+                        let led = leads;
+                        leads = view.borrow_and_update().leader == Some(inner.id.0);
+                        if leads && !led {
                             break status(&inner);
                         }
                     }
                 }
             };
-            Some((beat, (inner, ticks, gossip, view, draining, live)))
+            Some((beat, (inner, ticks, gossip, view, leads, draining, live)))
         },
     )
 }
