@@ -105,7 +105,9 @@ pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
 /// One for each processor, and never fewer than one more than the tasks that write to the disk, which
 /// may hang: openraft's own, and the one that applies entries.
 fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).max(3)
+    std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .max(3)
 }
 
 /// Takes all the open files that the system allows: the stores must never lack one because many

@@ -1,5 +1,7 @@
 //! Taking from a queue what fits into one message or log entry.
 
+use std::collections::VecDeque;
+
 use muster_storage::{Command, Proposal};
 use tokio::sync::mpsc;
 
@@ -20,8 +22,8 @@ pub struct Limits {
 pub struct Batches {
     queue: mpsc::Receiver<Ticket>,
     limits: Limits,
-    /// What did not fit into the last one.
-    held: Option<Ticket>,
+    /// Taken from the queue already.
+    held: VecDeque<Ticket>,
 }
 
 impl Batches {
@@ -29,18 +31,23 @@ impl Batches {
         Self {
             queue,
             limits,
-            held: None,
+            held: VecDeque::new(),
         }
     }
 
-    /// How many proposals wait.
-    pub fn waiting(&self) -> usize {
-        self.queue.len() + usize::from(self.held.is_some())
+    /// Waits until so many proposals wait, or the queue has ended.
+    pub async fn gather(&mut self, enough: usize) {
+        while self.queue.len().saturating_add(self.held.len()) < enough {
+            let Some(ticket) = self.queue.recv().await else {
+                return;
+            };
+            self.held.push_back(ticket);
+        }
     }
 
     /// The next batch, never empty; nothing when the queue has ended.
     pub async fn next(&mut self) -> Option<Vec<Ticket>> {
-        let first = match self.held.take() {
+        let first = match self.held.pop_front() {
             Some(ticket) => ticket,
             None => self.queue.recv().await?,
         };
@@ -48,13 +55,14 @@ impl Batches {
         let mut bytes = first.bytes;
         let mut tickets = vec![first];
         while tickets.len() < self.limits.proposals {
-            let Ok(ticket) = self.queue.try_recv() else {
+            let next = self.held.pop_front();
+            let Some(ticket) = next.or_else(|| self.queue.try_recv().ok()) else {
                 break;
             };
             commands = commands.saturating_add(weight(&ticket.proposal));
             bytes = bytes.saturating_add(ticket.bytes);
             if commands > self.limits.commands || bytes > self.limits.bytes {
-                self.held = Some(ticket);
+                self.held.push_front(ticket);
                 break;
             }
             tickets.push(ticket);
@@ -129,5 +137,37 @@ mod tests {
         let many = |count| Command::Many(vec![Command::RevokeJoinTokens; count]);
         let tickets = vec![ticket(1, many(3)), ticket(2, many(2)), small(3), small(4)];
         assert_eq!(batches(limits, tickets).await, [vec![1], vec![2, 3, 4]]);
+    }
+
+    #[tokio::test]
+    async fn what_was_gathered_comes_first_and_in_order() {
+        let limits = Limits {
+            proposals: 8,
+            commands: 8,
+            bytes: 10,
+        };
+        let (sender, queue) = mpsc::channel(64);
+        let mut batches = Batches::new(queue, limits);
+        let send = |bytes| sender.try_send(small(bytes)).ok().unwrap();
+        for bytes in [4, 5, 6] {
+            send(bytes);
+        }
+        batches.gather(2).await;
+        assert_eq!(batches.held.len(), 0, "enough wait in the queue");
+        tokio::select! {
+            biased;
+            () = batches.gather(5) => unreachable!("there are three"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(batches.held.len(), 3, "none is lost by giving up");
+        send(7);
+        for expected in [vec![4, 5], vec![6], vec![7]] {
+            let batch = batches.next().await.unwrap();
+            let sizes: Vec<usize> = batch.iter().map(|ticket| ticket.bytes).collect();
+            assert_eq!(sizes, expected);
+        }
+        drop(sender);
+        batches.gather(1).await;
+        assert!(batches.next().await.is_none());
     }
 }

@@ -42,13 +42,18 @@ pub async fn run(inner: Arc<Inner>, queue: mpsc::Receiver<Ticket>) {
             return;
         };
         let alone = || in_flight.available_permits() + 1 == ENTRIES_IN_FLIGHT;
-        let gathered = async {
-            while !alone() && batches.waiting() < GATHERED {
+        let on_its_way = async {
+            while !alone() {
                 landed.notified().await;
             }
         };
-        // One that is stuck holds nobody up.
-        let _ = tokio::time::timeout(GATHERING_MAX, gathered).await;
+        tokio::select! {
+            biased;
+            () = on_its_way => {}
+            () = batches.gather(GATHERED) => {}
+            // One that is stuck holds nobody up.
+            () = tokio::time::sleep(GATHERING_MAX) => {}
+        }
         let Some(tickets) = batches.next().await else {
             return;
         };

@@ -338,8 +338,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             }
         }
         let flushed = self.flush(&mut rows, &mut replies).await;
-        flushed
-            .inspect_err(|error| tracing::error!(%error, "cannot write rows; this node stops"))
+        flushed.inspect_err(|error| tracing::error!(%error, "cannot write rows; this node stops"))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
