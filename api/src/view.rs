@@ -227,6 +227,11 @@ fn alert(state: &State, alert: &Alert) -> Value {
             server,
             client,
         } => json!({"node": node, "subnet": subnet, "server": server, "client": client}),
+        Trouble::AddressInUse {
+            subnet,
+            address,
+            by,
+        } => json!({"node": node, "subnet": subnet, "address": address, "by": by}),
         Trouble::Minority { since, until } => {
             json!({"node": node, "since": time(*since), "until": time(*until)})
         }

@@ -131,6 +131,16 @@ pub enum Command {
         /// What.
         address: Ipv4Addr,
     },
+    /// A node found an address in use by another when it offered it: nobody gets it for a while, as
+    /// after a DECLINE.
+    Quarantine {
+        /// To whom it was offered.
+        client: Box<Client>,
+        /// What.
+        address: Ipv4Addr,
+        /// The node that offered it.
+        node: NodeId,
+    },
     /// Leader's housekeeping: end the leases whose time and margin are over, and forget expired
     /// tokens and identifiers. Takes the entry's time.
     Expire,

@@ -123,6 +123,7 @@ fn objects() -> Vec<Object> {
             shared_network: Some("hall".into()),
             rapid_commit: false,
             foreign_servers: vec![[10, 77, 0, 9].into()],
+            conflict_detection: Default::default(),
             classes: vec![Class {
                 name: "uefi".into(),
                 condition: Condition {
@@ -235,6 +236,14 @@ fn samples() -> Vec<(&'static str, Command)> {
                 address,
             },
         ),
+        (
+            "quarantine",
+            Command::Quarantine {
+                client: Box::new(client()),
+                address: [10, 77, 0, 101].into(),
+                node: NodeId(1),
+            },
+        ),
         ("end_lease", Command::EndLease { address }),
         (
             "correct_time",
@@ -331,6 +340,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::Expire => "expire",
         Command::Reclaim { .. } => "reclaim",
         Command::CorrectTime { .. } => "correct_time",
+        Command::Quarantine { .. } => "quarantine",
         Command::EndLease { .. } => "end_lease",
         Command::AddMember { .. } => "add_member",
         Command::UpdateMember(_) => "update_member",
@@ -344,7 +354,7 @@ fn name_of(command: &Command) -> &'static str {
     }
 }
 
-const COMMANDS: usize = 22;
+const COMMANDS: usize = 23;
 
 fn entries() -> Vec<(&'static str, Entry)> {
     samples()

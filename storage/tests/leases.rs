@@ -11,7 +11,7 @@ use lease_world::*;
 use muster_storage::command::Client;
 use muster_storage::model::{ClientKey, LeaseRule, LeaseState, Object, ObjectKind, Octets};
 use muster_storage::state::{Claim, Grant};
-use muster_storage::{Command, Mac, State, Timestamp};
+use muster_storage::{Command, Mac, NodeId, State, Timestamp};
 use proptest::prelude::*;
 
 #[test]
@@ -180,6 +180,44 @@ fn a_declined_address_is_nobodys() {
     world.pass(COMMITTED + MARGIN);
     world.apply(Command::Expire);
     assert_eq!(world.offer(&client(2)), Some((ip(100), Grant::Pool)));
+}
+
+/// An address that answers a probe is nobody's for a while, whether it was free or is bound to the
+/// client that it was offered to; what another has meanwhile is left alone.
+#[test]
+fn an_address_in_use_is_quarantined() {
+    let quarantine = |number, address| Command::Quarantine {
+        client: Box::new(client(number)),
+        address,
+        node: NodeId(1),
+    };
+    for bound in [false, true] {
+        let mut world = World::new(1);
+        if bound {
+            world.bind(&client(1), ip(100)).unwrap();
+        }
+        world.apply(quarantine(1, ip(100))).result.unwrap();
+        assert_eq!(world.lease(ip(100)).state, LeaseState::Declined);
+        for number in [1, 2] {
+            assert_eq!(world.offer(&client(number)), None);
+            assert_eq!(world.bind(&client(number), ip(100)), taken(ip(100)));
+        }
+        let again = world.apply(quarantine(2, ip(100))).result;
+        assert!(again.is_err(), "no longer quarantine by asking again");
+        let secs = match bound {
+            true => COMMITTED.max(u64::from(world.state.settings().decline_secs)),
+            false => u64::from(world.state.settings().decline_secs),
+        };
+        world.pass(secs + MARGIN);
+        world.apply(Command::Expire);
+        assert_eq!(world.offer(&client(2)), Some((ip(100), Grant::Pool)));
+    }
+    let mut world = World::new(1);
+    world.bind(&client(2), ip(100)).unwrap();
+    assert!(world.apply(quarantine(1, ip(100))).result.is_err());
+    assert_eq!(world.lease(ip(100)).state, LeaseState::Bound);
+    let astray = Ipv4Addr::new(192, 0, 2, 1);
+    assert!(world.apply(quarantine(1, astray)).result.is_err());
 }
 
 #[test]

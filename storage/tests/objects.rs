@@ -124,6 +124,7 @@ fn subnet(name: &str, cidr: &str, pools: &[&str]) -> Object {
         shared_network: None,
         rapid_commit: false,
         foreign_servers: Vec::new(),
+        conflict_detection: Default::default(),
         classes: Vec::new(),
     }))
 }

@@ -6,6 +6,7 @@
 mod artifacts;
 mod boot_through_each;
 mod clients;
+mod conflict;
 mod disk_faults;
 mod diverged;
 mod failover;

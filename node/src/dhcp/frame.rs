@@ -40,27 +40,49 @@ impl FrameSocket {
     ) -> io::Result<()> {
         let packet = udp_packet(source, destination, payload)
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        self.socket.send_to(&packet, &self.link_address(mac)?)?;
+        let to = link_address(self.index, libc::ETH_P_IP, Some(mac))?;
+        self.socket.send_to(&packet, &to)?;
         Ok(())
     }
+}
 
-    fn link_address(&self, mac: Mac) -> io::Result<SockAddr> {
-        let mut storage = SockAddrStorage::zeroed();
-        let index = i32::try_from(self.index).map_err(io::Error::other)?;
-        // SAFETY: `sockaddr_ll` is one of this platform's address types, and the storage is
-        // zeroed, which is a valid value of it.
-        let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = (libc::ETH_P_IP as u16).to_be();
-        address.sll_ifindex = index;
+/// An interface, a protocol, and somebody on its link.
+///
+/// # Errors
+/// When there can be no interface of this index.
+pub fn link_address(index: u32, protocol: libc::c_int, mac: Option<Mac>) -> io::Result<SockAddr> {
+    let mut storage = SockAddrStorage::zeroed();
+    let index = i32::try_from(index).map_err(io::Error::other)?;
+    // SAFETY: `sockaddr_ll` is one of this platform's address types, and the storage is
+    // zeroed, which is a valid value of it.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (protocol as u16).to_be();
+    address.sll_ifindex = index;
+    if let Some(mac) = mac {
         address.sll_halen = 6;
         for (to, from) in address.sll_addr.iter_mut().zip(mac.0) {
             *to = from;
         }
-        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        // SAFETY: the storage was initialised above as an address of exactly this length.
-        Ok(unsafe { SockAddr::new(storage, length) })
     }
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the storage was initialised above as an address of exactly this length.
+    Ok(unsafe { SockAddr::new(storage, length) })
+}
+
+/// The hardware address in a link address; none when it is not Ethernet's.
+pub fn interface_address(address: &SockAddr) -> Option<Mac> {
+    // getsockname(2) leaves out the octets that the hardware address does not need.
+    let long_enough =
+        address.len() as usize >= std::mem::offset_of!(libc::sockaddr_ll, sll_addr) + 6;
+    if i32::from(address.family()) != libc::AF_PACKET || !long_enough {
+        return None;
+    }
+    // SAFETY: of this family it is a `sockaddr_ll`, in a storage that is large enough for each kind.
+    let link = unsafe { &*address.as_ptr().cast::<libc::sockaddr_ll>() };
+    let [a, b, c, d, e, f, ..] = link.sll_addr;
+    let ethernet = link.sll_hatype == libc::ARPHRD_ETHER && link.sll_halen == 6;
+    ethernet.then_some(Mac([a, b, c, d, e, f]))
 }
 
 /// An IPv4 packet with a UDP datagram (RFC 791, RFC 768); none when it would be too long.

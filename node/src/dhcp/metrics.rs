@@ -15,6 +15,7 @@ const DROPPED: &str = "muster_dhcp_dropped_total";
 const REJECTED: &str = "muster_dhcp_rejected_total";
 const SECONDS: &str = "muster_dhcp_answer_seconds";
 const FOREIGN: &str = "muster_dhcp_foreign_servers_total";
+const CONFLICTS: &str = "muster_dhcp_conflicts_total";
 const POOL_ADDRESSES: (&str, &str) = (
     "muster_dhcp_pool_addresses",
     "Addresses in a pool, by subnet, class and pool",
@@ -39,6 +40,10 @@ pub fn describe() {
     describe_counter!(
         FOREIGN,
         "Clients seen to take the offer of a DHCP server that should not be on their link, by subnet; the event `alert` has its address"
+    );
+    describe_counter!(
+        CONFLICTS,
+        "Addresses that were found in use by another when they were offered, by subnet"
     );
     describe_histogram!(
         SECONDS,
@@ -104,6 +109,11 @@ pub(super) fn rejected(rejection: &Rejection) {
 /// A client took the offer of a server that should not be there.
 pub(super) fn foreign(subnet: &str) {
     counter!(FOREIGN, "subnet" => subnet.to_owned()).increment(1);
+}
+
+/// An address that was offered is in use.
+pub(super) fn conflict(subnet: &str) {
+    counter!(CONFLICTS, "subnet" => subnet.to_owned()).increment(1);
 }
 
 /// How full pools are, in the text format of Prometheus. Made when it is asked for: a recorder would

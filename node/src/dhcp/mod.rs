@@ -3,6 +3,8 @@
 //! [`request`] types a packet, [`decide`] says what to do about it, [`reply`] writes the answer:
 //! all three are pure. `service` is the shell around them, [`serve`] its life.
 
+mod arp;
+mod conflict;
 pub mod decide;
 pub mod firmware;
 pub mod foreign;
@@ -213,6 +215,8 @@ async fn run(
                             stop.clone(),
                         ));
                     }
+                    let service = Arc::clone(&service);
+                    tasks.spawn(service.detect_conflicts(interface.index, stop.clone()));
                     links.insert(name.clone(), (link, stop));
                 }
                 Err(problem) if first => {

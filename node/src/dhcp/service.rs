@@ -4,6 +4,7 @@
 mod gossip;
 mod later;
 mod look;
+mod probe;
 mod why;
 
 use std::net::Ipv4Addr;
@@ -30,6 +31,7 @@ use super::socket::{Link, Port};
 use gossip::Outbox;
 use later::Later;
 use look::{Looked, Stage, Verdict};
+use probe::Prober;
 
 /// Requests that wait for a commit, a read-index or a peer, at most; more are dropped.
 const WAITING_MAX: usize = 4096;
@@ -59,6 +61,7 @@ pub struct Service {
     recent: Mutex<Recent>,
     refusals: Mutex<Refusals>,
     told: Mutex<foreign::Told>,
+    prober: Prober,
     /// Peers that are there.
     live: watch::Receiver<Vec<u64>>,
     waiting: Arc<Semaphore>,
@@ -104,6 +107,7 @@ impl Service {
             recent: Mutex::default(),
             refusals: Mutex::default(),
             told: Mutex::default(),
+            prober: Prober::default(),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             outbox: Outbox::default(),
             later: Later::default(),

@@ -30,6 +30,15 @@ pub enum Trouble {
         /// The client.
         client: Option<Mac>,
     },
+    /// An address that was offered is in use by another than the client; it is quarantined.
+    AddressInUse {
+        /// Name of the subnet.
+        subnet: String,
+        /// The address.
+        address: Ipv4Addr,
+        /// Who answered for it.
+        by: Option<Mac>,
+    },
     /// The node had no quorum for longer than an election takes.
     Minority {
         /// From when.
@@ -44,6 +53,7 @@ impl Trouble {
     pub fn label(&self) -> &'static str {
         match self {
             Self::ForeignServer { .. } => "foreign_server",
+            Self::AddressInUse { .. } => "address_in_use",
             Self::Minority { .. } => "minority",
         }
     }

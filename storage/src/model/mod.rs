@@ -18,7 +18,7 @@ pub use class::{Class, Condition};
 pub use ids::{BadMac, BadSha256, Mac, NodeId, Octets, Revision, Sha256, TextOctets, Timestamp};
 pub use lease::{ClientKey, Lease, LeaseRule, LeaseState};
 pub use member::{Identifier, JoinToken, Member};
-pub use network::{BadPool, Match, Pool, Reservation, Subnet, SubnetMode};
+pub use network::{BadPool, ConflictDetection, Match, Pool, Reservation, Subnet, SubnetMode};
 pub use objects::{
     Artifact, BootReport, Bootenv, HIDDEN, LOCAL, Machine, Object, ObjectKind, Param, Profile,
     RenderedFile, Settings, Template, UnknownKind,

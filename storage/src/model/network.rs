@@ -58,6 +58,9 @@ pub struct Subnet {
     /// is an alert.
     #[serde(default)]
     pub foreign_servers: Vec<Ipv4Addr>,
+    /// Whether addresses are probed when they are offered to a new holder.
+    #[serde(default)]
+    pub conflict_detection: ConflictDetection,
     /// Clients that get something else.
     #[serde(default)]
     pub classes: Vec<Class>,
@@ -75,6 +78,17 @@ pub enum SubnetMode {
     /// Addresses only for clients with a reservation.
     ReservedOnly,
     /// Silence.
+    Off,
+}
+
+/// Whether an address is probed by ARP when it is offered to one who does not have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConflictDetection {
+    /// It is, and the offer does not wait for it.
+    #[default]
+    Background,
+    /// It is not.
     Off,
 }
 

@@ -78,6 +78,11 @@ impl State {
             Command::Bind(bind) => self.bind(context, bind),
             Command::Release { client, address } => self.release(context, client, *address),
             Command::Decline { client, address } => self.decline(context, client, *address),
+            Command::Quarantine {
+                client,
+                address,
+                node,
+            } => self.quarantine(context, client, *address, *node),
             Command::Expire => Ok(self.expire(context)),
             Command::Reclaim { applied_by_all } => Ok(self.reclaim(context, *applied_by_all)),
             Command::CorrectTime { to } => Ok(self.correct_time(context, *to)),

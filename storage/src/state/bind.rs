@@ -10,7 +10,9 @@ use super::row::{Row, RowKey};
 use super::table::{Context, State};
 use crate::command::{Bind, Client, Effect, Rejection};
 use crate::event::{Action, Subject};
-use crate::model::{Lease, LeaseRule, LeaseState, Record, Revision, Subnet, SubnetMode, Timestamp};
+use crate::model::{
+    Lease, LeaseRule, LeaseState, NodeId, Record, Revision, Subnet, SubnetMode, Timestamp,
+};
 
 /// Leases that one housekeeping command ends, so that no entry is long to apply.
 const EXPIRE_MAX: usize = 1000;
@@ -180,6 +182,57 @@ impl State {
             ..record.object.clone()
         };
         self.write_lease(context, lease, record.created_at, Action::Updated);
+        Ok(Effect::Ended(1))
+    }
+
+    /// As a DECLINE of a client that was offered an address and may have it by now.
+    pub(super) fn quarantine(
+        &mut self,
+        context: Context<'_>,
+        client: &Client,
+        address: Ipv4Addr,
+        node: NodeId,
+    ) -> Result<Effect, Rejection> {
+        let foreign = Rejection::NotForClient { address };
+        let subnet = self
+            .subnet_with(&client.link, address)
+            .ok_or(foreign.clone())?
+            .clone();
+        let key = self.client_key(client, &subnet).ok_or(foreign)?;
+        let at = context.at;
+        let old = self.leases.get(&address).cloned();
+        let held = old.as_ref().filter(|record| !record.object.free);
+        if let Some(record) = held {
+            let lease = &record.object;
+            return match lease.state == LeaseState::Bound && lease.client == key {
+                true => self.decline(context, client, address),
+                // Somebody else's, or nobody's for a while already.
+                false => Err(Rejection::AddressTaken { address }),
+            };
+        }
+        let held_until = at.plus_secs(u64::from(self.settings().decline_secs));
+        let lease = Lease {
+            address,
+            subnet: subnet.name.clone(),
+            client: key,
+            mac: client.mac,
+            client_id: client.client_id.clone(),
+            hostname: None,
+            machine: None,
+            state: LeaseState::Declined,
+            bound_at: at,
+            promised_until: at,
+            expires_at: at,
+            held_until,
+            free: false,
+            node,
+            rule: self.pool_rule(client, &subnet),
+            boots: false,
+            relay: None,
+            uuid: None,
+        };
+        let created_at = old.map_or(at, |record| record.created_at);
+        self.write_lease(context, lease, created_at, Action::Updated);
         Ok(Effect::Ended(1))
     }
 

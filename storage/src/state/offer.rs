@@ -105,6 +105,11 @@ impl State {
         self.pools.usage(subnet)
     }
 
+    /// Whether a reservation names `address`.
+    pub fn is_reserved(&self, address: Ipv4Addr) -> bool {
+        self.pools.is_reserved(address)
+    }
+
     /// How full each pool is.
     pub fn pools(&self) -> impl Iterator<Item = PoolUsage<'_>> {
         self.pools.all().map(|(subnet, class, pool, taken)| {

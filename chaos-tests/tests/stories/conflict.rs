@@ -1,0 +1,74 @@
+//! A host has an address by its own will that is in the pool.
+
+use anyhow::{Context, Result, ensure};
+use muster_chaos::cluster::Cluster;
+use muster_chaos::dhcp::{Client, Port};
+use muster_chaos::lab::wait_until;
+use serde_json::Value;
+
+use crate::{PATIENCE, tell};
+
+const SUBNET: &str = "\
+kind: subnet
+name: lab
+cidr: 10.77.0.0/24
+pools: [10.77.0.150-10.77.0.151]
+lease_secs: 3600
+";
+
+#[test]
+fn an_address_that_is_in_use_is_quarantined() -> Result<()> {
+    let cluster = Cluster::found(3)?;
+    tell(&cluster, || {
+        cluster.apply(SUBNET)?;
+        let _squatter = cluster
+            .lab()
+            .host("squatter", Some([10, 77, 0, 150].into()))?;
+        let host = cluster.lab().host("clients", None)?;
+        let port = Port::direct(&host)?;
+        // Every one is made an offer, and somebody is offered the address.
+        let mut number = 0;
+        let declined = wait_until("the address to be quarantined", PATIENCE, || {
+            number += 1;
+            port.send(&Client::numbered(1, number).discover())?;
+            let leases: Vec<Value> = cluster.cli(&["leases", "list", "-o", "json"])?.json()?;
+            let declined = |lease: &Value| {
+                lease.get("address") == Some(&"10.77.0.150".into())
+                    && lease.get("state") == Some(&"declined".into())
+            };
+            Ok(leases.into_iter().find(declined))
+        })?;
+        ensure!(
+            declined.get("subnet") == Some(&"lab".into()),
+            "{declined:#}"
+        );
+        let event = wait_until("an event", PATIENCE, || {
+            let call = ["events", "list", "--kind", "alert", "-o", "json"];
+            let told: Vec<Value> = cluster.node(0).cli(&call)?.json()?;
+            Ok(told.into_iter().next())
+        })?;
+        let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str);
+        ensure!(
+            text("/key") == Some("address_in_use")
+                && text("/object/address") == Some("10.77.0.150")
+                && text("/object/by").is_some(),
+            "{event:#}"
+        );
+        // The other one is nobody's and is had; it is not taken for one in use.
+        let client = Client::numbered(1, 1);
+        let bound = wait_until("the other address to be had", PATIENCE, || {
+            port.bind(&client).map(Some)
+        })?;
+        ensure!(
+            bound.address().octets() == [10, 77, 0, 151],
+            "{}",
+            bound.address()
+        );
+        let other = cluster
+            .node(0)
+            .cli(&["leases", "get", "10.77.0.151", "-o", "json"])?;
+        let other: Value = other.json().context("the other lease")?;
+        ensure!(other.get("state") == Some(&"bound".into()), "{other:#}");
+        Ok(())
+    })
+}
