@@ -13,6 +13,7 @@ mod failover;
 mod foreign;
 mod garbage;
 mod hand_over;
+mod herd;
 mod idle;
 mod join;
 mod leader_dies;

@@ -9,6 +9,7 @@ pub mod decide;
 pub mod firmware;
 pub mod foreign;
 mod frame;
+mod inbox;
 pub mod interfaces;
 pub mod journal;
 pub mod metrics;
@@ -38,6 +39,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use inbox::Inbox;
 use interfaces::Interface;
 pub use interfaces::Interfaces;
 use service::Service;
@@ -268,10 +270,11 @@ async fn run(
 async fn pump(service: Arc<Service>, link: Arc<Link>, port: Port, stop: CancellationToken) {
     // However this ends, the next scan sees it and opens the link again.
     let _ended = stop.clone().drop_guard();
+    let mut inbox = Inbox::default();
     loop {
         let batch = tokio::select! {
             () = stop.cancelled() => return,
-            batch = link.receive(port) => batch,
+            batch = link.receive(port, &mut inbox) => batch,
         };
         match batch {
             Ok(batch) => service.receive(&link, batch),

@@ -20,13 +20,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::Options;
 use super::decide::{Action, Reason, conclude};
 use super::foreign;
+use super::inbox::Packet;
 use super::metrics::{self, Commit};
 use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, SAME_COPY};
 use super::rank;
 use super::refusals::{Refusals, Refused};
 use super::rendering::{self, Rendered};
 use super::reply::Reply;
-use super::request::{Arrival, Request};
+use super::request::Request;
 use super::socket::{Link, Port};
 use gossip::Outbox;
 use later::Later;
@@ -51,6 +52,15 @@ const PATIENCE: Duration = Duration::from_millis(3500);
 
 /// How much longer to wait for a peer that has proposed the write.
 const PROPOSED_GRACE: Duration = Duration::from_millis(400);
+
+/// How old a packet may be when it is first looked at. Clients that have chosen an address get more
+/// time: they have more to lose.
+fn fresh_for(kind: MessageType) -> Duration {
+    match kind {
+        MessageType::Request | MessageType::Decline => PATIENCE,
+        _ => Duration::from_secs(2),
+    }
+}
 
 /// What all links share.
 pub struct Service {
@@ -133,24 +143,26 @@ impl Service {
     }
 
     /// Decides a batch of packets from one link.
-    pub fn receive(self: &Arc<Self>, link: &Arc<Link>, batch: Vec<(Vec<u8>, Arrival)>) {
-        let received = Instant::now();
+    pub fn receive(self: &Arc<Self>, link: &Arc<Link>, batch: Vec<Packet>) {
         let exchanges: Vec<Exchange> = batch
             .into_iter()
-            .filter_map(|(bytes, arrival)| match Request::parse(&bytes, arrival) {
-                Ok(request) => Some(Exchange {
-                    hash: exchange_hash(&request),
-                    request: Arc::new(request),
-                    link: Arc::clone(link),
-                    received,
-                    rendered: Arc::default(),
-                }),
-                Err(malformed) => {
-                    tracing::debug!(interface = link.name, %malformed, "packet dropped");
-                    metrics::dropped(malformed.label());
-                    None
-                }
-            })
+            .filter_map(
+                |packet| match Request::parse(&packet.bytes, packet.arrival) {
+                    Ok(request) => Some(Exchange {
+                        hash: exchange_hash(&request),
+                        request: Arc::new(request),
+                        link: Arc::clone(link),
+                        received: packet.received,
+                        rendered: Arc::default(),
+                    }),
+                    Err(malformed) => {
+                        tracing::debug!(interface = link.name, %malformed, "packet dropped");
+                        metrics::dropped(malformed.label());
+                        None
+                    }
+                },
+            )
+            .filter(|exchange| !self.is_stale(exchange))
             .collect();
         let standing = self.standing();
         let verdicts: Vec<Verdict> = self.cluster.read(|state| {
@@ -199,6 +211,17 @@ impl Service {
             }
         }
         self.tell(&notices);
+    }
+
+    /// Drops a packet that waited in the kernel for so long that its sender has sent a copy or
+    /// given up.
+    fn is_stale(&self, exchange: &Exchange) -> bool {
+        let stale = exchange.received.elapsed() > fresh_for(exchange.request.kind);
+        if stale {
+            metrics::received(exchange.request.kind);
+            self.silent(exchange, Reason::Stale);
+        }
+        stale
     }
 
     /// Room for a packet that has to wait, if there is any.

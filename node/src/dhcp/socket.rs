@@ -1,30 +1,24 @@
 //! The sockets of one interface: packets in, in batches; replies out, the way RFC 2131 §4.1 says.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use dhcproto::v4::CLIENT_PORT;
 use nix::libc;
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
-    sockopt,
-};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::frame::FrameSocket;
+use super::inbox::{Inbox, Packet};
 use super::interfaces::Interface;
 use super::reply::Destination;
-use super::request::Arrival;
 
 /// Packets that are decided together.
-pub const BATCH_MAX: usize = 128;
-
-/// Octets of the largest packet that is read; what is longer is cut, and then malformed.
-const PACKET_MAX: usize = 4096;
+const BATCH_MAX: usize = 128;
 
 /// Receive buffer: a burst of some thousand packets waits here while a batch is decided.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -111,16 +105,18 @@ impl Link {
     ///
     /// # Errors
     /// When the socket is broken: its interface may be gone.
-    pub async fn receive(&self, port: Port) -> io::Result<Vec<(Vec<u8>, Arrival)>> {
+    pub async fn receive(&self, port: Port, inbox: &mut Inbox) -> io::Result<Vec<Packet>> {
         let socket = self.socket(port);
         loop {
             socket.readable().await?;
+            let addresses = self.addresses();
             let mut batch = Vec::new();
             while batch.len() < BATCH_MAX {
-                match socket.try_io(Interest::READABLE, || self.take(socket, port)) {
-                    Ok(Some(packet)) => batch.push(packet),
-                    // Not from IPv4: nothing that could be answered.
-                    Ok(None) => {}
+                let taken = socket.try_io(Interest::READABLE, || {
+                    inbox.take(socket.as_raw_fd(), &addresses, port, &mut batch)
+                });
+                match taken {
+                    Ok(()) => {}
                     Err(problem) => match problem.kind() {
                         io::ErrorKind::WouldBlock => break,
                         // Nothing, or what a former reply left on the socket: an ICMP message.
@@ -135,39 +131,6 @@ impl Link {
                 return Ok(batch);
             }
         }
-    }
-
-    fn take(&self, socket: &UdpSocket, port: Port) -> io::Result<Option<(Vec<u8>, Arrival)>> {
-        let mut buffer = [0; PACKET_MAX];
-        let mut control = nix::cmsg_space!(libc::in_pktinfo);
-        let mut parts = [IoSliceMut::new(&mut buffer)];
-        let message = recvmsg::<SockaddrIn>(
-            socket.as_raw_fd(),
-            &mut parts,
-            Some(&mut control),
-            MsgFlags::MSG_DONTWAIT,
-        )?;
-        let length = message.bytes;
-        let source = message
-            .address
-            .map(|address| SocketAddrV4::new(address.ip(), address.port()));
-        let destination = message.cmsgs()?.find_map(|control| match control {
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                Some(Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()))
-            }
-            _ => None,
-        });
-        let (Some(source), Some(destination)) = (source, destination) else {
-            return Ok(None);
-        };
-        let arrival = Arrival {
-            link: self.addresses().to_vec(),
-            source,
-            destination,
-            boot_server: port == Port::BootServer,
-        };
-        let bytes = buffer.get(..length).unwrap_or_default().to_vec();
-        Ok(Some((bytes, arrival)))
     }
 
     /// Sends a reply from `source`, an address of this node.
@@ -226,9 +189,12 @@ fn bind(interface: &str, port: u16) -> io::Result<UdpSocket> {
     socket.set_reuse_address(true)?;
     socket.set_broadcast(true)?;
     socket.bind_device(Some(interface.as_bytes()))?;
-    // Bounded by net.core.rmem_max; a smaller buffer is no failure.
-    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    // Without CAP_NET_ADMIN it is bounded by net.core.rmem_max; a smaller buffer is no failure.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    }
     setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
     UdpSocket::from_std(socket.into())

@@ -37,6 +37,8 @@ pub enum Reason {
     AllOffered,
     /// Too many packets wait already.
     Overload,
+    /// It waited for too long to be looked at.
+    Stale,
     /// The write that the answer needs was not committed.
     NotCommitted,
     /// Nor was it in the time that a client waits.
@@ -66,6 +68,7 @@ impl Reason {
             Self::LeftToPeer => "left_to_peer",
             Self::AllOffered => "all_offered",
             Self::Overload => "overload",
+            Self::Stale => "stale",
             Self::NotCommitted => "not_committed",
             Self::CommitTimeout => "commit_timeout",
             Self::SendFailed => "send_failed",
@@ -98,6 +101,9 @@ impl Reason {
             Self::LeftToPeer => "only addresses are free that other nodes give first",
             Self::AllOffered => "every free address is on offer to another client",
             Self::Overload => "too many packets were waiting",
+            Self::Stale => {
+                "the packet had waited for seconds when this node came to it; look at the node's load"
+            }
             Self::NotCommitted => "the lease could not be committed",
             Self::CommitTimeout => "the lease was not committed in the time that a client waits",
             Self::SendFailed => "the reply could not be sent; look at the interface",
