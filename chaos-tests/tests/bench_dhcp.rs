@@ -24,5 +24,7 @@ fn the_dhcp_benchmark_fills_its_tables() -> Result<()> {
         let rate: f64 = rate.trim().parse().with_context(|| line.to_owned())?;
         ensure!(rate > 0.0, "{title}: {line}");
     }
+    let rows = text.lines().filter(|line| line.contains("| **")).count();
+    ensure!(rows == 2, "pools and leases: {text}");
     Ok(())
 }

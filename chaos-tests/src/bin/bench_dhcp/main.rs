@@ -4,13 +4,14 @@
 //! Prints Markdown; `docs/performance.md` holds what it printed.
 
 mod kea;
+mod scale;
 mod site;
 mod table;
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use muster_chaos::crowd::{self, Arrivals, Errand, Given, Outcome, Patience};
 use muster_chaos::dhcp::Client;
 use muster_chaos::summary::Summary;
@@ -35,8 +36,14 @@ struct Flags {
     #[arg(long)]
     quick: bool,
     /// Only these.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Sites, Part::Scale])]
+    parts: Vec<Part>,
+    /// Only these sites.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Kind::ALL)]
     sites: Vec<Kind>,
+    /// Leases that are there already when it is measured whether they matter.
+    #[arg(long, default_value_t = 1_000_000)]
+    leases: u32,
     /// Times that everything is measured, in turns.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -48,6 +55,15 @@ struct Flags {
     in_flight: Vec<usize>,
 }
 
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Muster beside others
+    Sites,
+    /// Muster with large pools and many leases beside Muster with small ones and none
+    Scale,
+}
+
 impl Flags {
     fn settle(mut self) -> Self {
         if self.quick {
@@ -55,8 +71,17 @@ impl Flags {
             self.rounds = 1;
             self.seconds = 0.3;
             self.in_flight = vec![8];
+            self.leases = 2000;
         }
         self
+    }
+
+    fn scale(&self) -> scale::Plan {
+        scale::Plan {
+            rounds: u32::try_from(self.rounds).unwrap_or(u32::MAX),
+            pools: if self.quick { 1 } else { 10 },
+            leases: self.leases,
+        }
     }
 }
 
@@ -81,6 +106,16 @@ struct Cell {
 
 fn main() -> Result<()> {
     let flags = Flags::parse().settle();
+    if flags.parts.contains(&Part::Sites) {
+        sites(&flags)?;
+    }
+    if flags.parts.contains(&Part::Scale) {
+        println!("{}", scale::run(&flags.scale())?);
+    }
+    Ok(())
+}
+
+fn sites(flags: &Flags) -> Result<()> {
     let mut sites = Vec::new();
     for kind in &flags.sites {
         sites.push(Site::start(*kind)?);
@@ -90,7 +125,7 @@ fn main() -> Result<()> {
         for in_flight in &flags.in_flight {
             for work in [Work::Seek, Work::Renew] {
                 for site in &mut sites {
-                    let cell = measure(&flags, site, work, *in_flight)?;
+                    let cell = measure(flags, site, work, *in_flight)?;
                     eprintln!(
                         "round {} of {}: {}",
                         round + 1,
@@ -102,12 +137,12 @@ fn main() -> Result<()> {
             }
         }
     }
-    println!("{}", table::header(&flags, &sites)?);
+    println!("{}", table::header(flags, &sites)?);
     for (work, title) in [
         (Work::Seek, "New clients, DISCOVER to ACK"),
         (Work::Renew, "Renewals"),
     ] {
-        println!("{}", table::section(title, work, &flags, &cells));
+        println!("{}", table::section(title, work, flags, &cells));
     }
     Ok(())
 }

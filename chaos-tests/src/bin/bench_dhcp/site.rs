@@ -13,7 +13,7 @@ use muster_chaos::lab::Lab;
 use crate::kea::Kea;
 
 /// The relay's address.
-const RELAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+pub const RELAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
 /// A million addresses, on the subnet that has the relay and the servers in it.
 pub const CIDR: &str = "10.64.0.0/10";
