@@ -16,6 +16,7 @@ use std::time::Duration;
 use muster_api::{App, rest};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing_appender::non_blocking::ErrorCounter;
 
 use api::Api;
 use begin::begin;
@@ -81,21 +82,23 @@ pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let result = telemetry::log(&options.log_level, options.log_format)
         .map_err(Error::from)
-        .and_then(|()| {
+        .and_then(|log| {
             open_more_files();
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(workers())
                 .enable_all()
                 .build()
                 .map_err(system("starting threads"))?;
-            let result = runtime.block_on(run(data_dir, options));
+            let result = runtime.block_on(run(data_dir, options, log.dropped.clone()));
             runtime.shutdown_timeout(THREADS);
+            if let Err(error) = &result {
+                tracing::debug!(?error, "the node ends");
+            }
             result
         });
     match result {
         Ok(()) => 0,
         Err(error) => {
-            tracing::debug!(?error, "the node ends");
             eprintln!("muster: {error}");
             error.exit_code()
         }
@@ -128,10 +131,10 @@ fn open_more_files() {
     }
 }
 
-async fn run(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
+async fn run(data_dir: &Path, options: &ServeOptions, dropped: ErrorCounter) -> Result<(), Error> {
     let settings = Settings::new(data_dir, options)?;
     let metrics = telemetry::metrics()?;
-    tokio::spawn(telemetry::keep_up(metrics.clone()));
+    tokio::spawn(telemetry::keep_up(metrics.clone(), dropped));
     let mut stop_signal = StopSignal::new()?;
 
     make_data_dir(data_dir)?;

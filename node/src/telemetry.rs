@@ -1,9 +1,11 @@
 //! Logs and metrics of this process.
 
-use std::io::IsTerminal as _;
+use std::io::{BufWriter, IsTerminal as _};
 use std::time::Duration;
 
+use metrics::{counter, describe_counter};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
@@ -34,27 +36,44 @@ pub enum Error {
     Metrics(#[from] BuildError),
 }
 
-/// Logs to standard error from now on.
+/// Counts lines of the log that nobody took in time.
+const LINES_DROPPED: &str = "muster_log_lines_dropped_total";
+
+/// The log of this process.
+pub struct Log {
+    /// Writes what is left when it is dropped.
+    _writer: WorkerGuard,
+    /// Lines that were dropped.
+    pub dropped: ErrorCounter,
+}
+
+/// Logs to standard error from now on, until the log is dropped. A thread of its own writes: whoever
+/// reads the log may be slow, and the node is not; lines for which there is no room are counted.
 ///
 /// # Errors
 /// When `level` is no filter.
-pub fn log(level: &str, format: LogFormat) -> Result<(), Error> {
+pub fn log(level: &str, format: LogFormat) -> Result<Log, Error> {
     let filter: EnvFilter = match level {
         // Raft tells each of its steps, and each heartbeat that a dead peer misses: that is for
         // those who look for a fault in it.
         "error" | "warn" | "info" | "debug" => format!("{level},openraft=error").parse()?,
         other => other.parse()?,
     };
+    let (lines, writer) = NonBlocking::new(BufWriter::new(std::io::stderr()));
+    let dropped = lines.error_counter();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(lines);
     // An error means that somebody in this process logs already.
     let _ = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
-    Ok(())
+    Ok(Log {
+        _writer: writer,
+        dropped,
+    })
 }
 
 /// Records metrics from now on; the handle gives them as text.
@@ -71,12 +90,14 @@ pub fn metrics() -> Result<PrometheusHandle, Error> {
     Ok(handle)
 }
 
-/// Folds what histograms have gathered, again and again: nobody may ever ask for it.
-pub async fn keep_up(handle: PrometheusHandle) {
+/// Folds what histograms have gathered, again and again: nobody may ever ask for it. Counts lines that
+/// the log dropped.
+pub async fn keep_up(handle: PrometheusHandle, dropped: ErrorCounter) {
     let mut ticks = tokio::time::interval(UPKEEP);
     loop {
         ticks.tick().await;
         handle.run_upkeep();
+        counter!(LINES_DROPPED).absolute(dropped.dropped_lines() as u64);
     }
 }
 
@@ -87,4 +108,8 @@ pub fn describe() {
     crate::dhcp::metrics::describe();
     crate::boot::metrics::describe();
     crate::minority::describe();
+    describe_counter!(
+        LINES_DROPPED,
+        "Lines of the log that were dropped because they were not read in time"
+    );
 }

@@ -370,6 +370,9 @@ impl RocksRows {
 impl Rows for RocksRows {
     fn write(&self, rows: &[RowWrite], notes: &[(&str, Vec<u8>)]) -> io::Result<()> {
         let mut batch = WriteBatch::default();
+        // Neighbours one after the other are cheaper to insert. Of one key the last write is last still.
+        let mut rows: Vec<&RowWrite> = rows.iter().collect();
+        rows.sort_by(|a, b| a.key.cmp(&b.key));
         for row in rows {
             match &row.value {
                 Some(value) => batch.put(&row.key, value),
