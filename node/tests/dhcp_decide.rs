@@ -80,6 +80,29 @@ fn selecting_what_is_taken_or_foreign_is_silence() {
     }
 }
 
+/// An address that was offered and found in use: whoever asks for it is told, and of another address
+/// that the same client has from another server nothing is said (§4.3.2).
+#[test]
+fn an_offered_address_that_was_found_in_use() {
+    let mut world = World::new();
+    let address = world.reply(&Packet::discover(MAC)).yiaddr;
+    let select = Packet::select(MAC, address);
+    let quarantine = Command::Quarantine {
+        client: Box::new(select.request().client),
+        address,
+        node: muster_storage::NodeId(1),
+    };
+    world.apply(quarantine).result.unwrap();
+    assert_eq!(world.reply(&select).kind, MessageType::Nak);
+    let others = Packet::select(OTHER, address);
+    assert_eq!(world.answer(&others), Err(Reason::Refused));
+    assert_ne!(world.reply(&Packet::discover(MAC)).yiaddr, address);
+    let elsewhere = Packet::reboot(MAC, ip("10.77.0.7"));
+    assert_eq!(world.answer(&elsewhere), Err(Reason::UnknownClient));
+    let here = Packet::reboot(MAC, address);
+    assert_eq!(world.reply(&here).kind, MessageType::Nak);
+}
+
 /// §4.3.2, INIT-REBOOT.
 #[test]
 fn init_reboot() {

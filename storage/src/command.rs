@@ -132,7 +132,7 @@ pub enum Command {
         address: Ipv4Addr,
     },
     /// A node found an address in use by another when it offered it: nobody gets it for a while, as
-    /// after a DECLINE.
+    /// after a DECLINE. Refused when somebody has taken it meanwhile.
     Quarantine {
         /// To whom it was offered.
         client: Box<Client>,

@@ -300,6 +300,17 @@ fn samples() -> Vec<(&'static str, Command)> {
             "alert",
             Command::Alert(Box::new(Alert {
                 node: NodeId(1),
+                trouble: Trouble::AddressInUse {
+                    subnet: "lab".into(),
+                    address: [10, 77, 0, 9].into(),
+                    by: Some(MAC),
+                },
+            })),
+        ),
+        (
+            "alert",
+            Command::Alert(Box::new(Alert {
+                node: NodeId(1),
                 trouble: Trouble::Minority {
                     since: Timestamp(1_900_000_000_000),
                     until: Timestamp(1_900_000_060_000),

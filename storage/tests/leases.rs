@@ -182,8 +182,8 @@ fn a_declined_address_is_nobodys() {
     assert_eq!(world.offer(&client(2)), Some((ip(100), Grant::Pool)));
 }
 
-/// An address that answers a probe is nobody's for a while, whether it was free or is bound to the
-/// client that it was offered to; what another has meanwhile is left alone.
+/// An address that answers a probe is nobody's for a while, whether nobody ever had it or the client
+/// that it was offered to has given it back; what somebody has is left alone.
 #[test]
 fn an_address_in_use_is_quarantined() {
     let quarantine = |number, address| Command::Quarantine {
@@ -191,10 +191,11 @@ fn an_address_in_use_is_quarantined() {
         address,
         node: NodeId(1),
     };
-    for bound in [false, true] {
+    for returned in [false, true] {
         let mut world = World::new(1);
-        if bound {
+        if returned {
             world.bind(&client(1), ip(100)).unwrap();
+            world.release(&client(1), ip(100)).result.unwrap();
         }
         world.apply(quarantine(1, ip(100))).result.unwrap();
         assert_eq!(world.lease(ip(100)).state, LeaseState::Declined);
@@ -202,22 +203,30 @@ fn an_address_in_use_is_quarantined() {
             assert_eq!(world.offer(&client(number)), None);
             assert_eq!(world.bind(&client(number), ip(100)), taken(ip(100)));
         }
-        let again = world.apply(quarantine(2, ip(100))).result;
-        assert!(again.is_err(), "no longer quarantine by asking again");
-        let secs = match bound {
-            true => COMMITTED.max(u64::from(world.state.settings().decline_secs)),
-            false => u64::from(world.state.settings().decline_secs),
+        for number in [1, 2] {
+            let again = world.apply(quarantine(number, ip(100))).result;
+            assert!(again.is_err(), "no longer quarantine by asking again");
+        }
+        let decline_secs = u64::from(world.state.settings().decline_secs);
+        let secs = match returned {
+            true => COMMITTED.max(decline_secs),
+            false => decline_secs,
         };
         world.pass(secs + MARGIN);
         world.apply(Command::Expire);
         assert_eq!(world.offer(&client(2)), Some((ip(100), Grant::Pool)));
     }
-    let mut world = World::new(1);
+    let mut world = World::new(2);
     world.bind(&client(2), ip(100)).unwrap();
-    assert!(world.apply(quarantine(1, ip(100))).result.is_err());
+    for number in [1, 2] {
+        assert!(world.apply(quarantine(number, ip(100))).result.is_err());
+    }
     assert_eq!(world.lease(ip(100)).state, LeaseState::Bound);
-    let astray = Ipv4Addr::new(192, 0, 2, 1);
-    assert!(world.apply(quarantine(1, astray)).result.is_err());
+    world.reserve(ip(101), 9).result.unwrap();
+    for elsewhere in [ip(101), ip(50), Ipv4Addr::new(192, 0, 2, 1)] {
+        assert!(world.apply(quarantine(1, elsewhere)).result.is_err());
+        assert!(world.state.lease(elsewhere).is_none(), "{elsewhere}");
+    }
 }
 
 #[test]

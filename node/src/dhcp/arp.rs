@@ -1,4 +1,7 @@
 //! ARP probes on one interface (RFC 5227 §2.1.1): whether somebody has an address.
+//!
+//! A probe has no sender's address, so that no cache is touched, and an answer to it has no target's.
+//! That tells these answers from those to questions that the kernel asks.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -25,7 +28,6 @@ const EVERYBODY: Mac = Mac([0xff; 6]);
 pub struct ArpSocket {
     socket: AsyncFd<Socket>,
     index: u32,
-    own: Mac,
 }
 
 impl ArpSocket {
@@ -45,11 +47,10 @@ impl ArpSocket {
             SockFilter::new(0x06, 0, 0, 0),
         ])?;
         socket.bind(&link_address(index, libc::ETH_P_ARP, None)?)?;
-        let own = interface_address(&socket.local_addr()?)
-            .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+        own_address(&socket)?;
         // SAFETY: a socket is one open file, which stays open until it is dropped with this.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
-        Ok(Self { socket, index, own })
+        Ok(Self { socket, index })
     }
 
     /// Asks who has an address, on behalf of nobody.
@@ -57,14 +58,14 @@ impl ArpSocket {
     /// # Errors
     /// When the kernel does not take it.
     pub fn probe(&self, address: Ipv4Addr) -> io::Result<()> {
+        let socket = self.socket.get_ref();
         let to = link_address(self.index, libc::ETH_P_ARP, Some(EVERYBODY))?;
-        self.socket
-            .get_ref()
-            .send_to(&probe(self.own, address), &to)?;
+        // It may be another one since the last probe.
+        socket.send_to(&probe(own_address(socket)?, address), &to)?;
         Ok(())
     }
 
-    /// The next reply: who says that it has which address.
+    /// The next answer to a probe: who says that it has which address.
     ///
     /// # Errors
     /// When the socket is broken: its interface may be gone.
@@ -88,24 +89,32 @@ impl ArpSocket {
     }
 }
 
+fn own_address(socket: &Socket) -> io::Result<Mac> {
+    interface_address(&socket.local_addr()?)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+}
+
 fn probe(own: Mac, address: Ipv4Addr) -> Vec<u8> {
     let mut packet = Vec::with_capacity(LENGTH);
     packet.extend_from_slice(&ETHERNET_IPV4);
     packet.extend_from_slice(&[0, 1]);
     packet.extend_from_slice(&own.0);
-    // No sender's address: nobody's cache is touched (RFC 5227 §1.1).
+    // The sender's address, none (RFC 5227 §1.1), and the target's hardware address, which is asked for.
     packet.extend_from_slice(&[0; 10]);
     packet.extend_from_slice(&address.octets());
     packet
 }
 
-/// Who says in a reply that it has which address.
+/// Who says in answer to a probe that it has which address.
 fn holder(packet: &[u8]) -> Option<(Mac, Ipv4Addr)> {
     let rest = packet.strip_prefix(&ETHERNET_IPV4)?;
     let (operation, rest) = rest.split_first_chunk::<2>()?;
     let (mac, rest) = rest.split_first_chunk::<6>()?;
-    let (address, _) = rest.split_first_chunk::<4>()?;
-    (u16::from_be_bytes(*operation) == REPLY).then(|| (Mac(*mac), Ipv4Addr::from(*address)))
+    let (address, rest) = rest.split_first_chunk::<4>()?;
+    let (_, rest) = rest.split_first_chunk::<6>()?;
+    let (asked_by, _) = rest.split_first_chunk::<4>()?;
+    let to_probe = u16::from_be_bytes(*operation) == REPLY && *asked_by == [0; 4];
+    to_probe.then(|| (Mac(*mac), Ipv4Addr::from(*address)))
 }
 
 #[cfg(test)]
@@ -124,9 +133,14 @@ mod tests {
         reply.extend(address.octets());
         reply.extend([0; 10]);
         assert_eq!(holder(&reply), Some((mac, address)));
-        for cut in 0..18 {
+        for cut in 0..LENGTH {
             assert_eq!(holder(reply.get(..cut).unwrap_or_default()), None, "{cut}");
         }
+        let mut other = reply.clone();
+        if let Some(last) = other.last_mut() {
+            *last = 1;
+        }
+        assert_eq!(holder(&other), None, "an answer to the kernel's question");
         if let Some(kind) = reply.get_mut(1) {
             *kind = 6;
         }

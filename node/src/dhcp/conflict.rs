@@ -7,21 +7,25 @@ use std::time::{Duration, Instant};
 use muster_storage::Mac;
 use muster_storage::command::Client;
 
-/// How long an answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer is waited for: hosts give one within milliseconds.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Probes in a second: a herd of clients is not to become a herd of broadcasts.
-const PROBES_MAX: u32 = 200;
+pub const PROBES_MAX: u32 = 200;
 
 /// One that answers for more addresses than these answers for a whole network (proxy ARP,
 /// RFC 1027), and is not believed.
 const BELIEVED_MAX: usize = 3;
 
+/// Answers that are believed in [`REMEMBERED`], whoever gave them: anybody can answer for anything,
+/// in anybody's name, and must not empty a pool by it.
+const BELIEVED_IN_ALL: usize = 64;
+
 /// How long it is remembered who answered.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
-/// Those that are remembered.
-const ANSWERING_MAX: usize = 1024;
+/// An address on the link of the interface with this index.
+pub type Place = (u32, Ipv4Addr);
 
 /// An address that is in use by another than the client that it was offered to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,23 +36,29 @@ pub struct Conflict {
     pub subnet: String,
 }
 
+/// What an answer is worth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The address is in use.
+    InUse(Box<Conflict>),
+    /// There have been too many of them, on this subnet for example.
+    Disbelieved(String),
+    /// It answers no probe, or is the client's own.
+    Nothing,
+}
+
 /// Probes that are under way, and who answered earlier ones.
 #[derive(Debug, Default)]
 pub struct Probes {
-    pending: HashMap<Ipv4Addr, (Instant, Conflict)>,
+    pending: HashMap<Place, (Instant, Conflict)>,
     answering: HashMap<Mac, (Instant, BTreeSet<Ipv4Addr>)>,
     second: Option<(Instant, u32)>,
 }
 
 impl Probes {
-    /// Whether `address`, which was offered to a client just now, is to be probed.
-    pub fn begin(
-        &mut self,
-        address: Ipv4Addr,
-        client: &Client,
-        subnet: &str,
-        now: Instant,
-    ) -> bool {
+    /// Whether a place, which was offered to a client just now, is to be probed. Without a hardware
+    /// address its own answer could not be told from another's.
+    pub fn begin(&mut self, place: Place, client: &Client, subnet: &str, now: Instant) -> bool {
         let (since, sent) = match self.second {
             Some((since, sent))
                 if now.saturating_duration_since(since) < Duration::from_secs(1) =>
@@ -62,9 +72,9 @@ impl Probes {
         };
         let waits = self
             .pending
-            .get(&address)
+            .get(&place)
             .is_some_and(|(until, _)| *until > now);
-        if waits || sent >= PROBES_MAX {
+        if waits || sent >= PROBES_MAX || client.mac.is_none() {
             return false;
         }
         self.second = Some((since, sent + 1));
@@ -72,32 +82,41 @@ impl Probes {
             client: client.clone(),
             subnet: subnet.to_owned(),
         };
-        self.pending.insert(address, (now + PATIENCE, conflict));
+        self.pending.insert(place, (now + PATIENCE, conflict));
         true
     }
 
-    /// Somebody answered for `address`: the conflict, if it is one.
-    pub fn answered(&mut self, address: Ipv4Addr, by: Mac, now: Instant) -> Option<Conflict> {
-        let (until, conflict) = self.pending.remove(&address)?;
-        if until <= now || conflict.client.mac == Some(by) {
-            return None;
+    /// Somebody answered for a place.
+    pub fn answered(&mut self, place: Place, by: Mac, now: Instant) -> Answer {
+        let Some((until, conflict)) = self.pending.get(&place) else {
+            return Answer::Nothing;
+        };
+        if *until <= now || conflict.client.mac == Some(by) {
+            return Answer::Nothing;
         }
-        if self.answering.len() >= ANSWERING_MAX {
-            self.answering.retain(|_, (until, _)| *until > now);
+        let conflict = conflict.clone();
+        if !self.believes(by, place.1, now) {
+            return Answer::Disbelieved(conflict.subnet);
         }
-        if self.answering.len() >= ANSWERING_MAX && !self.answering.contains_key(&by) {
-            return None;
-        }
+        self.pending.remove(&place);
+        Answer::InUse(Box::new(conflict))
+    }
+
+    fn believes(&mut self, by: Mac, address: Ipv4Addr, now: Instant) -> bool {
+        self.answering.retain(|_, (until, _)| *until > now);
+        let believed: usize = self.answering.values().map(|(_, all)| all.len()).sum();
         let fresh = || (now + REMEMBERED, BTreeSet::new());
-        let known = self.answering.entry(by).or_insert_with(fresh);
-        if known.0 <= now {
-            *known = fresh();
+        let (_, known) = self.answering.entry(by).or_insert_with(fresh);
+        if known.contains(&address) {
+            return true;
         }
-        if known.1.len() >= BELIEVED_MAX && !known.1.contains(&address) {
-            return None;
+        if known.len() >= BELIEVED_MAX || believed >= BELIEVED_IN_ALL {
+            if known.is_empty() {
+                self.answering.remove(&by);
+            }
+            return false;
         }
-        known.1.insert(address);
-        Some(conflict)
+        known.insert(address)
     }
 }
 
@@ -105,7 +124,7 @@ impl Probes {
 mod tests {
     use super::*;
 
-    const A: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+    const A: Place = (1, Ipv4Addr::new(10, 77, 0, 100));
     const OTHER: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
     fn client() -> Client {
@@ -125,34 +144,84 @@ mod tests {
     #[test]
     fn another_that_answers_in_time_is_a_conflict() {
         let (mut probes, now) = (Probes::default(), Instant::now());
-        assert_eq!(probes.answered(A, OTHER, now), None, "nobody asked");
+        assert_eq!(
+            probes.answered(A, OTHER, now),
+            Answer::Nothing,
+            "nobody asked"
+        );
         assert!(probes.begin(A, &client(), "lab", now));
         assert!(!probes.begin(A, &client(), "lab", now), "it is under way");
-        let conflict = probes.answered(A, OTHER, now);
-        assert_eq!(conflict.map(|it| it.subnet), Some("lab".to_owned()));
-        assert_eq!(probes.answered(A, OTHER, now), None, "told once");
-        assert!(probes.begin(A, &client(), "lab", now));
-        assert_eq!(probes.answered(A, OTHER, now + PATIENCE), None, "too late");
-        assert!(probes.begin(A, &client(), "lab", now + PATIENCE));
         let own = client().mac.unwrap_or(OTHER);
-        assert_eq!(probes.answered(A, own, now + PATIENCE), None, "its own");
+        assert_eq!(probes.answered(A, own, now), Answer::Nothing, "its own");
+        let elsewhere = (A.0 + 1, A.1);
+        assert_eq!(probes.answered(elsewhere, OTHER, now), Answer::Nothing);
+        let conflict = Conflict {
+            client: client(),
+            subnet: "lab".to_owned(),
+        };
+        assert_eq!(
+            probes.answered(A, OTHER, now),
+            Answer::InUse(Box::new(conflict))
+        );
+        assert_eq!(probes.answered(A, OTHER, now), Answer::Nothing, "told once");
+        assert!(probes.begin(A, &client(), "lab", now));
+        let late = probes.answered(A, OTHER, now + PATIENCE);
+        assert_eq!(late, Answer::Nothing, "too late");
+        let unknown = Client {
+            mac: None,
+            ..client()
+        };
+        assert!(!probes.begin(elsewhere, &unknown, "lab", now));
+    }
+
+    fn believed(probes: &mut Probes, last: u32, by: Mac, at: Instant) -> bool {
+        let place = (1, Ipv4Addr::from(0x0a4d_0000 + last));
+        assert!(probes.begin(place, &client(), "lab", at));
+        match probes.answered(place, by, at) {
+            Answer::InUse(_) => true,
+            Answer::Disbelieved(subnet) => subnet != "lab",
+            Answer::Nothing => false,
+        }
     }
 
     #[test]
     fn one_that_answers_for_everything_is_not_believed() {
         let (mut probes, now) = (Probes::default(), Instant::now());
-        let mut believed = |last: u8, by: Mac, at: Instant| {
-            let address = Ipv4Addr::new(10, 77, 0, last);
-            assert!(probes.begin(address, &client(), "lab", at));
-            probes.answered(address, by, at).is_some()
-        };
-        for last in 1..=BELIEVED_MAX as u8 {
-            assert!(believed(last, OTHER, now));
+        for last in 1..=BELIEVED_MAX as u32 {
+            assert!(believed(&mut probes, last, OTHER, now));
         }
-        assert!(!believed(100, OTHER, now));
-        assert!(believed(1, OTHER, now), "one that was believed before");
-        assert!(believed(101, Mac([2, 0, 0, 0, 0, 8]), now), "somebody else");
-        assert!(believed(100, OTHER, now + REMEMBERED), "after a while");
+        assert!(!believed(&mut probes, 100, OTHER, now));
+        assert!(believed(&mut probes, 1, OTHER, now), "believed before");
+        let another = Mac([2, 0, 0, 0, 0, 8]);
+        assert!(believed(&mut probes, 101, another, now), "somebody else");
+        let later = now + REMEMBERED;
+        assert!(believed(&mut probes, 100, OTHER, later), "after a while");
+    }
+
+    /// A router that answers for everything does not hide who has an address.
+    #[test]
+    fn the_second_answer_to_a_probe_counts() {
+        let (mut probes, now) = (Probes::default(), Instant::now());
+        for last in 1..=BELIEVED_MAX as u32 {
+            believed(&mut probes, last, OTHER, now);
+        }
+        assert!(probes.begin(A, &client(), "lab", now));
+        let router = probes.answered(A, OTHER, now);
+        assert_eq!(router, Answer::Disbelieved("lab".to_owned()));
+        let holder = probes.answered(A, Mac([2, 0, 0, 0, 0, 8]), now);
+        assert!(matches!(holder, Answer::InUse(_)), "{holder:?}");
+    }
+
+    #[test]
+    fn a_forger_of_answers_does_not_empty_a_pool() {
+        let (mut probes, now) = (Probes::default(), Instant::now());
+        let forged = (0..1000u32).filter(|number| {
+            let [a, b, c, d] = number.to_be_bytes();
+            let at = now + Duration::from_millis(u64::from(*number) * 10);
+            believed(&mut probes, *number, Mac([2, 1, a, b, c, d]), at)
+        });
+        assert_eq!(forged.count(), BELIEVED_IN_ALL);
+        assert!(probes.answering.len() <= BELIEVED_IN_ALL);
     }
 
     #[test]
@@ -160,16 +229,13 @@ mod tests {
         let (mut probes, now) = (Probes::default(), Instant::now());
         let begun = |probes: &mut Probes, at| {
             let many = 0..10 * PROBES_MAX;
-            many.filter(|it| probes.begin(Ipv4Addr::from(*it), &client(), "lab", at))
+            many.filter(|it| probes.begin((1, Ipv4Addr::from(*it)), &client(), "lab", at))
                 .count()
         };
         assert_eq!(begun(&mut probes, now), PROBES_MAX as usize);
-        let later = now + 2 * PATIENCE;
+        let later = now + Duration::from_secs(1);
         assert_eq!(begun(&mut probes, later), PROBES_MAX as usize);
-        assert_eq!(
-            probes.pending.len(),
-            PROBES_MAX as usize,
-            "old ones are gone"
-        );
+        let left = probes.pending.len();
+        assert_eq!(left, PROBES_MAX as usize, "old ones are gone");
     }
 }

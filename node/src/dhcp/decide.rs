@@ -172,6 +172,9 @@ pub fn conclude(
             {
                 Ok(Some(case.nak(Nak::NotForClient)))
             }
+            Some(Asking::Selecting(address)) if case.was_found_in_use(address) => {
+                Ok(Some(case.nak(Nak::NotForClient)))
+            }
             _ => Err(Reason::Refused),
         },
     }
@@ -330,6 +333,8 @@ impl Case<'_> {
             .leases_of(&key)
             .map(|record| &record.object)
             .filter(|lease| self.on_link(&lease.subnet))
+            // One that was never its own, only offered and found in use, says nothing.
+            .filter(|lease| lease.state != LeaseState::Declined || lease.address == address)
             .collect();
         let was_its_own = known
             .iter()
@@ -349,6 +354,16 @@ impl Case<'_> {
             return self.send(self.nak(Nak::NotForNetwork));
         }
         Action::Silent(Reason::UnknownClient)
+    }
+
+    /// Whether an address was offered to this client and then found in use. It is told so: a ROM
+    /// that took an offer waits for its answer, and does not discover anew without one.
+    fn was_found_in_use(&self, address: Ipv4Addr) -> bool {
+        let key = self.state.client_key(&self.request.client, self.subnet);
+        self.state.lease(address).is_some_and(|record| {
+            let lease = &record.object;
+            lease.state == LeaseState::Declined && key.as_ref() == Some(&lease.client)
+        })
     }
 
     fn on_link(&self, name: &str) -> bool {

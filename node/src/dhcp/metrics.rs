@@ -43,7 +43,7 @@ pub fn describe() {
     );
     describe_counter!(
         CONFLICTS,
-        "Addresses that were found in use by another when they were offered, by subnet"
+        "Addresses that were found in use by another when they were offered, by subnet and what became of it"
     );
     describe_histogram!(
         SECONDS,
@@ -111,9 +111,28 @@ pub(super) fn foreign(subnet: &str) {
     counter!(FOREIGN, "subnet" => subnet.to_owned()).increment(1);
 }
 
+/// What became of an address that was offered and is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Conflict {
+    /// Nobody gets it for a while.
+    Quarantined,
+    /// A client had taken it before that.
+    Taken,
+    /// Too many addresses are answered for.
+    Disbelieved,
+    /// The cluster could not write it down.
+    NotWritten,
+}
+
 /// An address that was offered is in use.
-pub(super) fn conflict(subnet: &str) {
-    counter!(CONFLICTS, "subnet" => subnet.to_owned()).increment(1);
+pub(super) fn conflict(subnet: &str, outcome: Conflict) {
+    let outcome = match outcome {
+        Conflict::Quarantined => "quarantined",
+        Conflict::Taken => "taken",
+        Conflict::Disbelieved => "disbelieved",
+        Conflict::NotWritten => "not_written",
+    };
+    counter!(CONFLICTS, "subnet" => subnet.to_owned(), "outcome" => outcome).increment(1);
 }
 
 /// How full pools are, in the text format of Prometheus. Made when it is asked for: a recorder would

@@ -185,7 +185,8 @@ impl State {
         Ok(Effect::Ended(1))
     }
 
-    /// As a DECLINE of a client that was offered an address and may have it by now.
+    /// Keeps an address from everybody for a while, as a DECLINE does, before the client that it was
+    /// offered to takes it. One that is bound is left alone: its holder may be who answered.
     pub(super) fn quarantine(
         &mut self,
         context: Context<'_>,
@@ -198,40 +199,40 @@ impl State {
             .subnet_with(&client.link, address)
             .ok_or(foreign.clone())?
             .clone();
-        let key = self.client_key(client, &subnet).ok_or(foreign)?;
-        let at = context.at;
-        let old = self.leases.get(&address).cloned();
-        let held = old.as_ref().filter(|record| !record.object.free);
-        if let Some(record) = held {
-            let lease = &record.object;
-            return match lease.state == LeaseState::Bound && lease.client == key {
-                true => self.decline(context, client, address),
-                // Somebody else's, or nobody's for a while already.
-                false => Err(Rejection::AddressTaken { address }),
-            };
+        let key = self.client_key(client, &subnet).ok_or(foreign.clone())?;
+        if self.pools.is_reserved(address) || !self.pools.pooled(address) {
+            return Err(foreign);
         }
-        let held_until = at.plus_secs(u64::from(self.settings().decline_secs));
+        let old = self.leases.get(&address).cloned();
+        let row = old.as_ref().map(|record| &record.object);
+        let own = row.filter(|lease| lease.client == key);
+        let returned = own.is_some_and(|lease| lease.state == LeaseState::Released);
+        if row.is_some_and(|lease| !lease.free) && !returned {
+            return Err(Rejection::AddressTaken { address });
+        }
+        let at = context.at;
+        let quarantine = at.plus_secs(u64::from(self.settings().decline_secs));
         let lease = Lease {
             address,
             subnet: subnet.name.clone(),
             client: key,
             mac: client.mac,
             client_id: client.client_id.clone(),
-            hostname: None,
-            machine: None,
+            hostname: own.and_then(|lease| lease.hostname.clone()),
+            machine: own.and_then(|lease| lease.machine),
             state: LeaseState::Declined,
             bound_at: at,
             promised_until: at,
             expires_at: at,
-            held_until,
+            held_until: own.map_or(quarantine, |lease| lease.held_until.max(quarantine)),
             free: false,
             node,
             rule: self.pool_rule(client, &subnet),
-            boots: false,
+            boots: own.is_some_and(|lease| lease.boots),
             relay: None,
-            uuid: None,
+            uuid: own.and_then(|lease| lease.uuid),
         };
-        let created_at = old.map_or(at, |record| record.created_at);
+        let created_at = old.as_ref().map_or(at, |record| record.created_at);
         self.write_lease(context, lease, created_at, Action::Updated);
         Ok(Effect::Ended(1))
     }

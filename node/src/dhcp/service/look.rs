@@ -224,7 +224,9 @@ impl Service {
             // At once: the next packet of the same batch must not be offered it too.
             self.recent().note(offered, Instant::now());
         }
-        if let Action::Reply(reply) = &looked.action {
+        if let Action::Reply(reply) = &looked.action
+            && stage == Stage::First
+        {
             self.probe(state, exchange, reply);
         }
         looked
