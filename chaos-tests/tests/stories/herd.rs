@@ -75,7 +75,7 @@ fn what_waited_for_too_long_is_not_answered() -> Result<()> {
         let sent = Instant::now();
         port.send(&discover)?;
         // It grows old.
-        let answer = port.first(&discover, Duration::from_secs(3))?;
+        let answer = port.first(&discover, Duration::from_secs(4))?;
         ensure!(answer.is_none(), "a stopped node answers");
         for node in cluster.nodes() {
             node.signal(Signal::SIGCONT)?;

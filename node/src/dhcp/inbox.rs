@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrIn, recvmmsg,
+    ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrIn, recvmmsg, recvmsg,
 };
 
 use super::request::Arrival;
@@ -19,6 +19,10 @@ const PACKET_MAX: usize = 4096;
 
 /// Packets that one system call hands over.
 const AT_ONCE: usize = 32;
+
+/// Packets that are taken one by one before more are expected: to be ready for many costs more than
+/// the system calls of a few.
+const FEW: usize = 2;
 
 /// A packet that came in.
 #[derive(Debug)]
@@ -33,11 +37,18 @@ pub struct Packet {
 
 /// Room for packets to be handed over to.
 #[derive(Debug)]
-pub struct Inbox(Vec<[u8; PACKET_MAX]>);
+pub struct Inbox {
+    buffers: Vec<[u8; PACKET_MAX]>,
+    /// Less was there than there is room for: the next time there is nothing.
+    drained: bool,
+}
 
 impl Default for Inbox {
     fn default() -> Self {
-        Self(vec![[0; PACKET_MAX]; AT_ONCE])
+        Self {
+            buffers: vec![[0; PACKET_MAX]; AT_ONCE],
+            drained: false,
+        }
     }
 }
 
@@ -45,7 +56,7 @@ impl Inbox {
     /// Takes what is there from a socket whose interface has these addresses.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing is there, and those of recvmmsg(2).
+    /// `WouldBlock` when nothing is there, and those of recvmsg(2).
     pub fn take(
         &mut self,
         socket: RawFd,
@@ -53,32 +64,68 @@ impl Inbox {
         port: Port,
         packets: &mut Vec<Packet>,
     ) -> io::Result<()> {
+        if std::mem::take(&mut self.drained) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let control = nix::cmsg_space!(libc::in_pktinfo, libc::timespec);
+        let mut parts = self.buffers.iter_mut().map(|it| [IoSliceMut::new(it)]);
+        if packets.len() < FEW {
+            let (mut control, Some(mut part)) = (control, parts.next()) else {
+                return Ok(());
+            };
+            let flags = MsgFlags::MSG_DONTWAIT;
+            let message = recvmsg(socket, &mut part, Some(&mut control), flags)?;
+            packets.extend(packet(&message, addresses, port, Clocks::now()));
+            return Ok(());
+        }
         let mut headers = MultiHeaders::preallocate(AT_ONCE, Some(control));
-        let buffers = self.0.iter_mut();
-        let mut parts: Vec<[IoSliceMut<'_>; 1]> = buffers.map(|it| [IoSliceMut::new(it)]).collect();
+        let mut parts: Vec<[IoSliceMut<'_>; 1]> = parts.collect();
         let flags = MsgFlags::MSG_DONTWAIT;
         let messages = recvmmsg(socket, &mut headers, parts.iter_mut(), flags, None)?;
-        let (wall, now) = (SystemTime::now(), Instant::now());
-        packets.extend(messages.filter_map(|message| {
-            let envelope = envelope(&message)?;
-            let age = envelope.stamped.map_or(Duration::ZERO, |stamped| {
-                // Zero when the clock was set back meanwhile.
-                wall.duration_since(stamped).unwrap_or_default()
-            });
-            Some(Packet {
-                bytes: message.iovs().flatten().copied().collect(),
-                arrival: Arrival {
-                    link: addresses.to_vec(),
-                    source: envelope.source,
-                    destination: envelope.destination,
-                    boot_server: port == Port::BootServer,
-                },
-                received: now.checked_sub(age).unwrap_or(now),
-            })
-        }));
+        let (clocks, before) = (Clocks::now(), packets.len());
+        packets.extend(messages.filter_map(|message| packet(&message, addresses, port, clocks)));
+        self.drained = packets.len() - before < AT_ONCE;
         Ok(())
     }
+}
+
+/// Both clocks at one time.
+#[derive(Clone, Copy)]
+struct Clocks {
+    wall: SystemTime,
+    steady: Instant,
+}
+
+impl Clocks {
+    fn now() -> Self {
+        Self {
+            wall: SystemTime::now(),
+            steady: Instant::now(),
+        }
+    }
+}
+
+fn packet(
+    message: &RecvMsg<'_, '_, SockaddrIn>,
+    addresses: &[Ipv4Addr],
+    port: Port,
+    now: Clocks,
+) -> Option<Packet> {
+    let envelope = envelope(message)?;
+    let age = envelope.stamped.map_or(Duration::ZERO, |stamped| {
+        // Zero when the clock was set back meanwhile.
+        now.wall.duration_since(stamped).unwrap_or_default()
+    });
+    Some(Packet {
+        bytes: message.iovs().flatten().copied().collect(),
+        arrival: Arrival {
+            link: addresses.to_vec(),
+            source: envelope.source,
+            destination: envelope.destination,
+            boot_server: port == Port::BootServer,
+        },
+        received: now.steady.checked_sub(age).unwrap_or(now.steady),
+    })
 }
 
 /// What the kernel says of a packet.

@@ -53,12 +53,12 @@ const PATIENCE: Duration = Duration::from_millis(3500);
 /// How much longer to wait for a peer that has proposed the write.
 const PROPOSED_GRACE: Duration = Duration::from_millis(400);
 
-/// How old a packet may be when it is first looked at. Clients that have chosen an address get more
-/// time: they have more to lose.
+/// How old a packet may be when it is first looked at: after that its sender has sent a copy or given
+/// up. A DECLINE is not repeated, and nobody waits for it.
 fn fresh_for(kind: MessageType) -> Duration {
     match kind {
-        MessageType::Request | MessageType::Decline => PATIENCE,
-        _ => Duration::from_secs(2),
+        MessageType::Decline => Duration::from_secs(10),
+        _ => PATIENCE,
     }
 }
 
@@ -213,8 +213,7 @@ impl Service {
         self.tell(&notices);
     }
 
-    /// Drops a packet that waited in the kernel for so long that its sender has sent a copy or
-    /// given up.
+    /// Drops a packet that waited in the kernel for too long.
     fn is_stale(&self, exchange: &Exchange) -> bool {
         let stale = exchange.received.elapsed() > fresh_for(exchange.request.kind);
         if stale {
