@@ -3,10 +3,12 @@
 
 mod process;
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use process::{Node, check_private, free_port, serve, started};
 
 #[test]
@@ -64,4 +66,20 @@ fn a_token_that_cannot_be_read_yet_is_waited_for() {
         "ended by half a token"
     );
     assert_eq!(node.stop(), 0);
+}
+
+/// A collector of logs that hangs does not make the node hang.
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("n1");
+    let (reader, writer) = std::io::pipe().unwrap();
+    // As full as the kernel lets it be: the first line finds no room.
+    let flags = |flags| fcntl(&writer, FcntlArg::F_SETFL(flags)).unwrap();
+    flags(OFlag::O_NONBLOCK);
+    while (&writer).write(&[b'\n'; 4096]).is_ok() {}
+    flags(OFlag::empty());
+    let node = started(serve(&data).arg("--found").stderr(writer), &data);
+    assert_eq!(node.stop(), 0);
+    drop(reader);
 }

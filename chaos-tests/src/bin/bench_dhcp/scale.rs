@@ -22,7 +22,7 @@ const LOADING: usize = 256;
 /// Addresses of a small pool, how many clients share them, and how many such pools one figure is of:
 /// one alone is used up in a moment.
 const SMALL: u32 = 1000;
-const SMALL_CLIENTS: u32 = 900;
+const SMALL_CLIENTS: u32 = 500;
 
 /// Links by a relay's selection (RFC 3527): the small pools', one after the other, and the large one's.
 const SMALL_LINKS: u32 = u32::from_be_bytes([172, 16, 0, 0]);
@@ -165,8 +165,13 @@ fn pools(plan: &Plan) -> Result<(Vec<f64>, Vec<f64>)> {
     for round in 0..plan.rounds {
         let (mut in_large, mut in_small) = (Duration::ZERO, Duration::ZERO);
         for number in round * plan.pools..(round + 1) * plan.pools {
-            in_large += place.seek(LARGE_LINK, SMALL_CLIENTS, IN_FLIGHT)?;
-            in_small += place.seek(link(number), SMALL_CLIENTS, IN_FLIGHT)?;
+            // Either comes first as often as the other.
+            for is_large in [number % 2 == 0, number % 2 != 0] {
+                match is_large {
+                    true => in_large += place.seek(LARGE_LINK, SMALL_CLIENTS, IN_FLIGHT)?,
+                    false => in_small += place.seek(link(number), SMALL_CLIENTS, IN_FLIGHT)?,
+                }
+            }
         }
         large.push(clients / in_large.as_secs_f64());
         small.push(clients / in_small.as_secs_f64());
@@ -184,8 +189,12 @@ fn leases(plan: &Plan) -> Result<(Vec<f64>, Vec<f64>)> {
     empty.seek(LARGE_LINK, SMALL_CLIENTS, IN_FLIGHT)?;
     let (mut of_full, mut of_empty) = (Vec::new(), Vec::new());
     for round in 0..plan.rounds {
-        of_full.push(full.rate(clients)?);
-        of_empty.push(empty.rate(clients)?);
+        for is_full in [round % 2 == 0, round % 2 != 0] {
+            match is_full {
+                true => of_full.push(full.rate(clients)?),
+                false => of_empty.push(empty.rate(clients)?),
+            }
+        }
         eprintln!("leases, round {} of {}", round + 1, plan.rounds);
     }
     Ok((of_full, of_empty))
