@@ -15,6 +15,7 @@ mod garbage;
 mod hand_over;
 mod herd;
 mod idle;
+mod interfaces;
 mod join;
 mod leader_dies;
 mod local_disk;
