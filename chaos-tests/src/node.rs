@@ -18,6 +18,9 @@ use serde_json::Value;
 
 use crate::lab::{Host, wait_until};
 
+/// How long the kernel may take to stop a process.
+const FREEZE: Duration = Duration::from_secs(10);
+
 /// One node: a host, a data directory, and, while it runs, a process.
 #[derive(Debug)]
 pub struct Node {
@@ -212,6 +215,24 @@ impl Node {
             .with_context(|| format!("{} does not run", self.name()))?;
         let pid = Pid::from_raw(i32::try_from(pid).context("a process id")?);
         kill(pid, signal).with_context(|| format!("sending {signal} to {}", self.name()))
+    }
+
+    /// Stops the process where it stands (SIGSTOP), until SIGCONT; waits until each of its threads has
+    /// stopped.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        let tasks = format!("/proc/{}/task", self.pid().context("it does not run")?);
+        wait_until("all threads to stop", FREEZE, || {
+            for task in fs::read_dir(&tasks).context("listing threads")? {
+                let stat = fs::read_to_string(task?.path().join("stat"))?;
+                // The name before the state may have any characters in it.
+                let state = stat.rsplit(')').next().map(str::trim_start);
+                if !state.is_some_and(|state| state.starts_with('T')) {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })
     }
 
     /// Calls the command line over this node's socket: `-o json` for all but `serve`.

@@ -69,7 +69,7 @@ fn what_waited_for_too_long_is_not_answered() -> Result<()> {
         cluster.wait_settled(PATIENCE)?;
         let port = Port::direct(&cluster.lab().host("hall", None)?)?;
         for node in cluster.nodes() {
-            node.signal(Signal::SIGSTOP)?;
+            node.freeze()?;
         }
         let discover = Client::numbered(1, 1).discover();
         let sent = Instant::now();

@@ -18,6 +18,7 @@ mod idle;
 mod interfaces;
 mod join;
 mod leader_dies;
+mod load;
 mod local_disk;
 mod minority;
 mod power_cut;
