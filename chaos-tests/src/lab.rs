@@ -81,7 +81,21 @@ impl Lab {
         )?;
         lab.ip(&switch, &format!("address add {ROUTER}/24 dev br0"))?;
         lab.ip(&switch, "link set br0 up")?;
+        lab.leave_frames_alone();
         Ok(lab)
+    }
+
+    /// A switch does not hand frames to the rules of a router (`br_netfilter`). Where that module is not
+    /// there, nothing does.
+    fn leave_frames_alone(&self) {
+        for what in ["iptables", "ip6tables", "arptables"] {
+            let name = format!("net.bridge.bridge-nf-call-{what}=0");
+            let _ = self
+                .on_switch("sysctl")
+                .args(["-q", "-e", "-w", &name])
+                .stderr(Stdio::null())
+                .status();
+        }
     }
 
     /// Scratch directory; it goes when the lab goes, unless `MUSTER_KEEP` is set.
