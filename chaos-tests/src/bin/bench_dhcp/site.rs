@@ -15,10 +15,10 @@ use crate::kea::Kea;
 /// The relay's address.
 pub const RELAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
-/// A million addresses, on the subnet that has the relay and the servers in it.
+/// Two million addresses, on the subnet that has the relay and the servers in it.
 pub const CIDR: &str = "10.64.0.0/10";
 /// The pool in it.
-pub const POOL: &str = "10.80.0.0-10.95.255.255";
+pub const POOL: &str = "10.80.0.0-10.111.255.255";
 /// The same for all.
 pub const LEASE_SECS: u32 = 3600;
 

@@ -14,7 +14,7 @@ pub fn header(flags: &Flags, sites: &[Site]) -> Result<String> {
     let names: Vec<&str> = sites.iter().map(|site| site.kind.name()).collect();
     Ok(format!(
         "{}, in turns; {cores} cores for all servers and clients, one disk; clients behind one relay \
-         that sends to all servers of a site, each of them in a namespace of its own; a pool of a \
+         that sends to all servers of a site, each of them in a namespace of its own; a pool of two \
          million addresses, leases of {LEASE_SECS} s; {} rounds, {} s a figure; a message without an \
          answer for {DROP_AFTER:?} is a drop; up to {RENEWING} clients renew. Medians; ratios are of \
          rates, Muster's by the other's, round by round.\n",
