@@ -12,8 +12,8 @@ use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions,
-    WriteBatch,
+    DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode, MemtableFactory, Options,
+    ReadOptions, WriteBatch,
 };
 
 use super::{Log, Pair, Rows};
@@ -335,6 +335,10 @@ impl RocksRows {
         let mut options = options();
         // The log replays what a power cut takes from the end.
         options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+        // Rows are written all the time and read when a node starts, or from a copy: what has not been
+        // flushed need not be in order.
+        options.set_memtable_factory(MemtableFactory::Vector);
+        options.set_allow_concurrent_memtable_write(false);
         DB::open(&options, path).map_err(failed)
     }
 
@@ -370,9 +374,6 @@ impl RocksRows {
 impl Rows for RocksRows {
     fn write(&self, rows: &[RowWrite], notes: &[(&str, Vec<u8>)]) -> io::Result<()> {
         let mut batch = WriteBatch::default();
-        // Neighbours one after the other are cheaper to insert. Of one key the last write is last still.
-        let mut rows: Vec<&RowWrite> = rows.iter().collect();
-        rows.sort_by(|a, b| a.key.cmp(&b.key));
         for row in rows {
             match &row.value {
                 Some(value) => batch.put(&row.key, value),
