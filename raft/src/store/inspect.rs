@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::sync::Arc;
 
 use muster_storage::engine::{Engine, load_state};
 use muster_storage::{Change, Entry, Revision, State, schema};
@@ -137,7 +138,7 @@ impl Inspection {
     /// When an entry is damaged or of a newer schema, and what `seen` returns.
     pub fn replay<E: From<Error>>(
         &self,
-        mut seen: impl FnMut(&State, &[Change]) -> Result<(), E>,
+        mut seen: impl FnMut(&State, &[Arc<Change>]) -> Result<(), E>,
     ) -> Result<State, E> {
         let mut state = self.state.clone();
         self.each_entry(

@@ -1,5 +1,7 @@
 //! From a committed entry to new state: the one `match` on commands.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::row::{Row, RowKey};
@@ -17,7 +19,7 @@ impl State {
     /// `revision` is that of the entry's first proposal. Deterministic: the same entries in the
     /// same order give the same rows, outcomes and changes on every node. A refused proposal
     /// changes nothing.
-    pub fn apply(&mut self, revision: Revision, entry: &Entry) -> Vec<(Outcome, Vec<Change>)> {
+    pub fn apply(&mut self, revision: Revision, entry: &Entry) -> Vec<(Outcome, Vec<Arc<Change>>)> {
         let at = self.meta.time.max(entry.at);
         let mut meta = self.meta.clone();
         meta.time = at;

@@ -26,17 +26,16 @@ impl State {
         let foreign = Rejection::NotForClient { address };
         let subnet = self
             .subnet_with(&client.link, address)
-            .ok_or(foreign.clone())?
-            .clone();
-        let key = self.client_key(client, &subnet).ok_or(foreign.clone())?;
-        self.may_have(client, &key, &subnet, address)?;
+            .ok_or(foreign.clone())?;
+        let key = self.client_key(client, subnet).ok_or(foreign.clone())?;
+        self.may_have(client, &key, subnet, address)?;
         let owed = self.owed(client, at);
         match owed {
             Some((owed, _)) if owed != address => return Err(foreign),
             None if subnet.mode == SubnetMode::ReservedOnly => return Err(foreign),
             _ => {}
         }
-        let promised = u64::from(self.promise(client, &subnet));
+        let promised = u64::from(self.promise(client, subnet));
         let expires_at = at.plus_secs(promised + promised.min(AHEAD_SECS_MAX));
         let old = self.leases.get(&address).cloned();
         let own = old
@@ -76,7 +75,7 @@ impl State {
                 _ => match (running, own) {
                     (Some(running), _) => running.rule.clone(),
                     (None, Some(_)) => LeaseRule::Previous,
-                    (None, None) => self.pool_rule(client, &subnet),
+                    (None, None) => self.pool_rule(client, subnet),
                 },
             },
             boots: client.boots || own.is_some_and(|lease| lease.boots),
@@ -197,9 +196,8 @@ impl State {
         let foreign = Rejection::NotForClient { address };
         let subnet = self
             .subnet_with(&client.link, address)
-            .ok_or(foreign.clone())?
-            .clone();
-        let key = self.client_key(client, &subnet).ok_or(foreign.clone())?;
+            .ok_or(foreign.clone())?;
+        let key = self.client_key(client, subnet).ok_or(foreign.clone())?;
         if self.pools.is_reserved(address) || !self.pools.pooled(address) {
             return Err(foreign);
         }
@@ -227,7 +225,7 @@ impl State {
             held_until: own.map_or(quarantine, |lease| lease.held_until.max(quarantine)),
             free: false,
             node,
-            rule: self.pool_rule(client, &subnet),
+            rule: self.pool_rule(client, subnet),
             boots: own.is_some_and(|lease| lease.boots),
             relay: None,
             uuid: own.and_then(|lease| lease.uuid),
@@ -330,7 +328,7 @@ impl State {
                 ..Record::clone(&record)
             };
             let key = RowKey::Lease(lease.address);
-            self.put(key, Some(Row::Lease(Box::new(moved))));
+            self.put(key, Some(Row::Lease(Arc::new(moved))));
         }
         Effect::Done
     }
@@ -376,7 +374,7 @@ impl State {
         };
         self.put(
             RowKey::Lease(lease.address),
-            Some(Row::Lease(Box::new(record))),
+            Some(Row::Lease(Arc::new(record))),
         );
         self.changed(context, action, Subject::Lease(lease));
     }

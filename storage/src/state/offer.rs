@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256 as Hasher};
 
+use super::pool::Networks;
 use super::table::State;
 use crate::command::{Client, Rejection};
 use crate::model::{
@@ -74,7 +75,7 @@ impl State {
     /// The subnets of a client's link, in order of their networks: one, unless several share it
     /// because the link has addresses of several, or because they say so.
     pub fn subnets_of_link(&self, link: &[Ipv4Addr]) -> impl Iterator<Item = &Subnet> + use<'_> {
-        let mut networks = Vec::with_capacity(link.len());
+        let mut networks = Networks::new();
         for address in link {
             self.pools.networks_of(*address, &mut networks);
         }

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
+use smallvec::SmallVec;
 
 use super::offer::Claim;
 use crate::model::{Lease, Mac, Octets, Pool, Record, Reservation, Subnet, TextOctets};
@@ -127,10 +128,13 @@ impl Bitmap {
     }
 }
 
+/// Networks, each with the name of its subnet. Most links have one.
+pub(super) type Networks<'a> = SmallVec<[(Ipv4Addr, &'a str); 2]>;
+
 impl Pools {
     /// Adds to `networks` the one that holds `address` and those that share its link: their own
     /// addresses and the names of their subnets.
-    pub fn networks_of<'a>(&'a self, address: Ipv4Addr, networks: &mut Vec<(Ipv4Addr, &'a str)>) {
+    pub fn networks_of<'a>(&'a self, address: Ipv4Addr, networks: &mut Networks<'a>) {
         let Some(network) = self.network(address) else {
             return;
         };

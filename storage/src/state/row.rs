@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256 as Hasher};
@@ -63,11 +64,11 @@ pub enum Row {
     /// See [`RowKey::Object`].
     Object(Box<Record<Object>>),
     /// See [`RowKey::Lease`].
-    Lease(Box<Record<Lease>>),
+    Lease(Arc<Record<Lease>>),
     /// See [`RowKey::Report`].
     Report(BootReport),
     /// See [`RowKey::Event`].
-    Event(Box<Change>),
+    Event(Arc<Change>),
     /// See [`RowKey::Remembered`].
     Remembered(Box<Remembered>),
 }
@@ -160,30 +161,40 @@ impl Digest {
     pub fn of<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Self {
         let mut digest = Self::default();
         for (key, value) in rows {
-            digest.add(key, value);
+            digest.add(Self::of_row(key, value));
         }
         digest
+    }
+
+    /// Of one row.
+    pub(super) fn of_row(key: &[u8], value: &[u8]) -> Self {
+        let full = Hasher::new()
+            .chain_update((key.len() as u64).to_be_bytes())
+            .chain_update(key)
+            .chain_update(value)
+            .finalize();
+        Self(full.first_chunk().copied().unwrap_or_default())
     }
 
     /// The sum of both.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
-        let (one, two) = (u128::from_be_bytes(self.0), u128::from_be_bytes(other.0));
-        Self(one.wrapping_add(two).to_be_bytes())
+        self.map(other, u128::wrapping_add)
     }
 
     /// Adds a row.
-    pub(super) fn add(&mut self, key: &[u8], value: &[u8]) {
-        self.0 = u128::from_be_bytes(self.0)
-            .wrapping_add(hash(key, value))
-            .to_be_bytes();
+    pub(super) fn add(&mut self, row: Self) {
+        *self = self.plus(row);
     }
 
     /// Takes a row out.
-    pub(super) fn remove(&mut self, key: &[u8], value: &[u8]) {
-        self.0 = u128::from_be_bytes(self.0)
-            .wrapping_sub(hash(key, value))
-            .to_be_bytes();
+    pub(super) fn remove(&mut self, row: Self) {
+        *self = self.map(row, u128::wrapping_sub);
+    }
+
+    fn map(self, other: Self, both: impl FnOnce(u128, u128) -> u128) -> Self {
+        let (one, two) = (u128::from_be_bytes(self.0), u128::from_be_bytes(other.0));
+        Self(both(one, two).to_be_bytes())
     }
 }
 
@@ -191,14 +202,4 @@ impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))
     }
-}
-
-fn hash(key: &[u8], value: &[u8]) -> u128 {
-    let full = Hasher::new()
-        .chain_update((key.len() as u64).to_be_bytes())
-        .chain_update(key)
-        .chain_update(value)
-        .finalize();
-    full.first_chunk::<16>()
-        .map_or(0, |octets| u128::from_be_bytes(*octets))
 }

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 use super::pool::{Pools, Reservations};
@@ -42,7 +43,8 @@ pub struct State {
     // Derived from the rows, by `index`.
     pub(super) machines_by_mac: BTreeMap<Mac, String>,
     pub(super) machines_by_uuid: BTreeMap<Uuid, String>,
-    pub(super) leases_by_client: BTreeMap<ClientKey, BTreeSet<Ipv4Addr>>,
+    /// In order; most have one.
+    pub(super) leases_by_client: BTreeMap<ClientKey, SmallVec<[Ipv4Addr; 4]>>,
     /// Leases whose time or hold ends, in order of that time (margin not included).
     pub(super) leases_due: BTreeSet<(Timestamp, Ipv4Addr)>,
     /// Leases that were given back early, by the revision that did it.
@@ -53,7 +55,7 @@ pub struct State {
     // What the entry being applied has done so far.
     pending: Vec<RowWrite>,
     pub(super) undo: Vec<(RowKey, Option<Row>)>,
-    pub(super) changes: Vec<Change>,
+    pub(super) changes: Vec<Arc<Change>>,
     corrupt: Option<String>,
 }
 
@@ -83,8 +85,15 @@ pub(super) struct Event {
     pub position: u32,
     /// What changed.
     pub change: Arc<Change>,
-    /// Stored size.
+    /// How it is stored.
+    stored: Stored,
+}
+
+/// What is known of a stored row.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stored {
     octets: usize,
+    digest: Digest,
 }
 
 impl Event {
@@ -145,8 +154,12 @@ impl State {
         let mut state = Self::default();
         for (key, value) in rows {
             let (row_key, row) = Row::decode(&key, &value)?;
-            state.digest.add(&key, &value);
-            state.index(&row_key, Some(row), value.len());
+            let stored = Stored {
+                octets: value.len(),
+                digest: Digest::of_row(&key, &value),
+            };
+            state.digest.add(stored.digest);
+            state.index(&row_key, Some(row), stored);
         }
         if state.meta.schema > schema::CURRENT {
             return Err(Corrupt::Newer {
@@ -182,7 +195,7 @@ impl State {
             .chain(
                 self.leases
                     .values()
-                    .map(|l| Row::Lease(Box::new((**l).clone()))),
+                    .map(|record| Row::Lease(Arc::clone(record))),
             )
             .chain(self.reports.values().cloned().map(Row::Report))
             .chain(self.remembered.rows())
@@ -191,7 +204,7 @@ impl State {
         rows.extend(self.events.iter().map(|event| {
             (
                 RowKey::Event(event.change.revision, event.position),
-                Row::Event(Box::new((*event.change).clone())),
+                Row::Event(Arc::clone(&event.change)),
             )
         }));
         let mut writes = rows
@@ -237,20 +250,20 @@ impl State {
             }
             other => other,
         };
-        self.changes.push(Change {
+        self.changes.push(Arc::new(Change {
             revision: context.revision,
             at: context.at,
             actor: context.actor.clone(),
             action,
             subject,
-        });
+        }));
     }
 
-    pub(super) fn record(&mut self, changes: &[Change]) {
+    pub(super) fn record(&mut self, changes: &[Arc<Change>]) {
         for (change, position) in changes.iter().zip(0u32..) {
             self.put(
                 RowKey::Event(change.revision, position),
-                Some(Row::Event(Box::new(change.clone()))),
+                Some(Row::Event(Arc::clone(change))),
             );
         }
     }
@@ -286,13 +299,21 @@ impl State {
                 None
             }
         };
-        let octets = value.as_ref().map_or(0, Vec::len);
-        let before = self.index(&key, row, octets);
-        if let Some(old) = before.as_ref().and_then(|row| row.encode().ok()) {
-            self.digest.remove(&encoded, &old);
+        let stored = value.as_ref().map(|value| Stored {
+            octets: value.len(),
+            digest: Digest::of_row(&encoded, value),
+        });
+        // Of history it is known still: it is only ever added to, and forgotten.
+        let digest = self.digest_of_event(&key);
+        let before = self.index(&key, row, stored.unwrap_or_default());
+        let old = before
+            .as_ref()
+            .and_then(|row| digest.or_else(|| Some(Digest::of_row(&encoded, &row.encode().ok()?))));
+        if let Some(old) = old {
+            self.digest.remove(old);
         }
-        if let Some(new) = &value {
-            self.digest.add(&encoded, new);
+        if let Some(new) = stored {
+            self.digest.add(new.digest);
         }
         self.pending.push(RowWrite {
             key: encoded,
@@ -301,8 +322,8 @@ impl State {
         self.undo.push((key, before));
     }
 
-    /// Puts a row of so many stored octets into its table and the indexes; returns what stood there.
-    fn index(&mut self, key: &RowKey, row: Option<Row>, octets: usize) -> Option<Row> {
+    /// Puts a row into its table and the indexes; returns what stood there.
+    fn index(&mut self, key: &RowKey, row: Option<Row>, stored: Stored) -> Option<Row> {
         match (key, row) {
             (RowKey::Object(kind, name), row) => {
                 let new = match row {
@@ -314,32 +335,29 @@ impl State {
             }
             (RowKey::Lease(address), row) => {
                 let new = match row {
-                    Some(Row::Lease(record)) => Some(*record),
+                    Some(Row::Lease(record)) => Some(record),
                     _ => None,
                 };
-                self.index_lease(*address, new)
-                    .map(|record| Row::Lease(Box::new(unshare(record))))
+                self.index_lease(*address, new).map(Row::Lease)
             }
             (RowKey::Event(revision, position), row) => {
-                let at = self.place_of_event((*revision, *position));
-                let stands = self
-                    .events
-                    .get(at)
-                    .is_some_and(|event| event.place() == (*revision, *position));
+                let place = (*revision, *position);
+                let at = self.place_of_event(place);
+                let stands = self.event_at(place).is_some();
                 let old = stands.then(|| self.events.remove(at)).flatten();
                 if let Some(old) = &old {
-                    self.events_octets = self.events_octets.saturating_sub(old.octets);
+                    self.events_octets = self.events_octets.saturating_sub(old.stored.octets);
                 }
                 if let Some(Row::Event(change)) = row {
-                    self.events_octets = self.events_octets.saturating_add(octets);
+                    self.events_octets = self.events_octets.saturating_add(stored.octets);
                     let event = Event {
                         position: *position,
-                        change: Arc::new(*change),
-                        octets,
+                        change,
+                        stored,
                     };
                     self.events.insert(at, event);
                 }
-                old.map(|event| Row::Event(Box::new(unshare(event.change))))
+                old.map(|event| Row::Event(event.change))
             }
             (RowKey::Meta, row) => {
                 let new = match row {
@@ -382,13 +400,28 @@ impl State {
                     _ => None,
                 };
                 self.remembered
-                    .index(*request, new, octets)
+                    .index(*request, new, stored.octets)
                     .map(|old| Row::Remembered(Box::new(old)))
             }
             (RowKey::Report(machine), Some(Row::Report(report))) => {
                 self.reports.insert(*machine, report).map(Row::Report)
             }
             (RowKey::Report(machine), _) => self.reports.remove(machine).map(Row::Report),
+        }
+    }
+
+    fn event_at(&self, place: (Revision, u32)) -> Option<&Event> {
+        let event = self.events.get(self.place_of_event(place))?;
+        (event.place() == place).then_some(event)
+    }
+
+    fn digest_of_event(&self, key: &RowKey) -> Option<Digest> {
+        match key {
+            RowKey::Event(revision, position) => {
+                let event = self.event_at((*revision, *position))?;
+                Some(event.stored.digest)
+            }
+            _ => None,
         }
     }
 
@@ -452,29 +485,38 @@ impl State {
     fn index_lease(
         &mut self,
         address: Ipv4Addr,
-        new: Option<Record<Lease>>,
+        new: Option<Arc<Record<Lease>>>,
     ) -> Option<Arc<Record<Lease>>> {
-        let new = new.map(Arc::new);
         let old = match &new {
             Some(record) => self.leases.insert(address, Arc::clone(record)),
             None => self.leases.remove(&address),
         };
-        if let Some(record) = &old {
-            if let Some(held) = self.leases_by_client.get_mut(&record.object.client) {
-                held.remove(&address);
+        let (before, after) = (
+            old.as_ref().map(|record| &record.object.client),
+            new.as_ref().map(|record| &record.object.client),
+        );
+        if before != after {
+            if let Some(before) = before
+                && let Some(held) = self.leases_by_client.get_mut(before)
+            {
+                held.retain(|held| *held != address);
                 if held.is_empty() {
-                    self.leases_by_client.remove(&record.object.client);
+                    self.leases_by_client.remove(before);
                 }
             }
+            if let Some(after) = after {
+                let held = self.leases_by_client.entry(after.clone()).or_default();
+                if let Err(place) = held.binary_search(&address) {
+                    held.insert(place, address);
+                }
+            }
+        }
+        if let Some(record) = &old {
             self.leases_due.remove(&(record.object.held_until, address));
             self.leases_released.remove(&(record.revision, address));
         }
         if let Some(record) = &new {
             let lease = &record.object;
-            self.leases_by_client
-                .entry(lease.client.clone())
-                .or_default()
-                .insert(address);
             if !lease.free {
                 self.leases_due.insert((lease.held_until, address));
                 if lease.state == crate::model::LeaseState::Released {
