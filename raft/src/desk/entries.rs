@@ -19,7 +19,7 @@ const ENTRIES_IN_FLIGHT: usize = 8;
 /// So many proposals make an entry while others are on their way; fewer wait for one of those to come
 /// back. An entry costs three nodes as much as some ten proposals do, and on a busy node that is what
 /// there is too little of.
-const GATHERED: usize = 64;
+const GATHERED: usize = 128;
 /// How long fewer wait at most.
 const GATHERING_MAX: Duration = Duration::from_millis(10);
 /// Commands in one log entry, those inside of bundles counted.
