@@ -520,7 +520,7 @@ fn server_identifier_override() {
 fn two_subnets_share_a_link() {
     let annex = ip("10.78.0.1");
     let both = |mut packet: Packet| {
-        packet.arrival.link = vec![annex, NODE];
+        packet.arrival.link = [annex, NODE].into();
         packet
     };
     let mut world = World::with(|subnet| subnet.pools.truncate(0));

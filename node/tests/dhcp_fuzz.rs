@@ -147,7 +147,7 @@ fn mutate(random: &mut StdRng, packet: &mut Vec<u8>, corpus: &[Vec<u8>]) {
 
 fn arrival(random: &mut StdRng) -> Arrival {
     Arrival {
-        link: vec![NODE],
+        link: [NODE].into(),
         source: SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, random.random()), 68),
         destination: *[NODE, Ipv4Addr::BROADCAST].choose(random).unwrap(),
         boot_server: random.random_ratio(1, 8),

@@ -50,7 +50,7 @@ fn requests(capture: &str) -> Vec<Vec<u8>> {
 
 fn arrival() -> Arrival {
     Arrival {
-        link: vec![NODE],
+        link: [NODE].into(),
         source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
         destination: Ipv4Addr::BROADCAST,
         boot_server: false,

@@ -4,6 +4,7 @@
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
@@ -60,7 +61,7 @@ impl Inbox {
     pub fn take(
         &mut self,
         socket: RawFd,
-        addresses: &[Ipv4Addr],
+        addresses: &Arc<[Ipv4Addr]>,
         port: Port,
         packets: &mut Vec<Packet>,
     ) -> io::Result<()> {
@@ -107,7 +108,7 @@ impl Clocks {
 
 fn packet(
     message: &RecvMsg<'_, '_, SockaddrIn>,
-    addresses: &[Ipv4Addr],
+    addresses: &Arc<[Ipv4Addr]>,
     port: Port,
     now: Clocks,
 ) -> Option<Packet> {
@@ -117,9 +118,10 @@ fn packet(
         now.wall.duration_since(stamped).unwrap_or_default()
     });
     Some(Packet {
-        bytes: message.iovs().flatten().copied().collect(),
+        // It has one part.
+        bytes: message.iovs().next().unwrap_or_default().to_vec(),
         arrival: Arrival {
-            link: addresses.to_vec(),
+            link: Arc::clone(addresses),
             source: envelope.source,
             destination: envelope.destination,
             boot_server: port == Port::BootServer,

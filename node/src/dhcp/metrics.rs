@@ -55,9 +55,23 @@ pub fn describe() {
     }
 }
 
-/// A request came in.
-pub(super) fn received(kind: MessageType) {
-    counter!(RECEIVED, "type" => label(kind)).increment(1);
+/// Requests came in.
+pub(super) fn received(kinds: impl Iterator<Item = MessageType>) {
+    for (kind, count) in tally(kinds) {
+        counter!(RECEIVED, "type" => label(kind)).increment(count);
+    }
+}
+
+/// How many there are of each: to find a counter costs more than to count.
+fn tally(kinds: impl Iterator<Item = MessageType>) -> Vec<(MessageType, u64)> {
+    let mut counts: Vec<(MessageType, u64)> = Vec::new();
+    for kind in kinds {
+        match counts.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((kind, 1)),
+        }
+    }
+    counts
 }
 
 /// Whether a reply waited for a commit.
@@ -86,14 +100,20 @@ pub(super) fn done(request: MessageType) {
     outcome(request, "done", "");
 }
 
-/// A request got no answer.
-pub(super) fn silent(request: MessageType, reason: &'static str) {
-    outcome(request, "silence", reason);
+/// Requests got no answer, for one reason.
+pub(super) fn silent(requests: impl Iterator<Item = MessageType>, reason: &'static str) {
+    for (request, count) in tally(requests) {
+        outcomes(request, "silence", reason, count);
+    }
 }
 
 fn outcome(request: MessageType, outcome: &'static str, reason: &'static str) {
+    outcomes(request, outcome, reason, 1);
+}
+
+fn outcomes(request: MessageType, outcome: &'static str, reason: &'static str, count: u64) {
     counter!(OUTCOMES, "type" => label(request), "outcome" => outcome, "reason" => reason)
-        .increment(1);
+        .increment(count);
 }
 
 /// A packet is no request.

@@ -1,11 +1,13 @@
 //! What was said lately, by this node and by its peers: offers (never written, see the invariants)
 //! and which packets have an answer. Bounded and forgotten within a minute.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use foldhash::{HashMap, HashMapExt as _};
 use muster_storage::model::ClientKey;
 
 use super::rank::hash;
@@ -13,8 +15,9 @@ use super::rank::hash;
 /// How long an address on offer is kept from others (RFC 2131 §3.1: reuse only when time is up).
 const OFFER_KEPT: Duration = Duration::from_secs(60);
 
-/// How long an answer is remembered: longer than any rank waits, and than a client repeats.
-const ANSWER_KEPT: Duration = Duration::from_secs(10);
+/// How long an answer is remembered: longer, by half already, than any rank waits and than a client
+/// waits until it repeats itself.
+const ANSWER_KEPT: Duration = Duration::from_secs(20);
 
 /// What is said about a packet is said within this time of its arrival at any node; clients wait
 /// longer before they send a copy.
@@ -128,11 +131,15 @@ impl Notice {
 /// Addresses on offer to one client, the latest first: more than one where several nodes answered.
 type Offers = [Option<Ipv4Addr>; 4];
 
-/// Whether a packet came once or again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Copies {
-    One,
-    More,
+/// What is known of an exchange.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    /// Its packet came here, once at least.
+    came: bool,
+    /// And a copy of it.
+    again: bool,
+    /// How far it has come, and when that was noted.
+    progress: Option<(Progress, Instant)>,
 }
 
 /// The tables.
@@ -140,8 +147,7 @@ enum Copies {
 pub struct Recent {
     offers: Table<Ipv4Addr, ClientHash>,
     offered_to: Table<ClientHash, Offers>,
-    exchanges: Table<ExchangeHash, Progress>,
-    seen: Table<ExchangeHash, Copies>,
+    exchanges: Table<ExchangeHash, Known>,
     only_here: Table<Ipv4Addr, ()>,
 }
 
@@ -166,8 +172,9 @@ impl Recent {
             }
             Notice::Exchange(exchange, progress) => {
                 let since = now.checked_sub(SAME_COPY).unwrap_or(now);
-                if self.progress(exchange, since, now) <= Some(progress) {
-                    self.exchanges.insert(exchange, progress, now, ANSWER_KEPT);
+                let known = self.exchanges.entry(exchange, now, ANSWER_KEPT);
+                if known.since(since) <= Some(progress) {
+                    known.progress = Some((progress, now));
                 }
             }
         }
@@ -212,8 +219,7 @@ impl Recent {
         since: Instant,
         now: Instant,
     ) -> Option<Progress> {
-        let (end, progress) = self.exchanges.entries.get(&exchange)?;
-        (*end > now && *end >= since + ANSWER_KEPT).then_some(*progress)
+        self.exchanges.get(&exchange, now)?.since(since)
     }
 
     /// A relay's packet waited for peers in vain: they do not get what this relay sends.
@@ -228,17 +234,25 @@ impl Recent {
 
     /// Notes that a packet came; says whether it is a copy of one that came before.
     pub fn is_copy(&mut self, exchange: ExchangeHash, now: Instant) -> bool {
-        match self.seen.get(&exchange, now) {
-            None => self.seen.insert(exchange, Copies::One, now, ANSWER_KEPT),
-            Some(Copies::One) => self.seen.insert(exchange, Copies::More, now, ANSWER_KEPT),
-            Some(Copies::More) => {}
-        }
-        self.came_again(exchange, now)
+        let known = self.exchanges.entry(exchange, now, ANSWER_KEPT);
+        known.again |= known.came;
+        known.came = true;
+        known.again
     }
 
     /// Whether a packet and a copy of it came: its sender was not served at once.
     pub fn came_again(&self, exchange: ExchangeHash, now: Instant) -> bool {
-        self.seen.get(&exchange, now) == Some(&Copies::More)
+        self.exchanges
+            .get(&exchange, now)
+            .is_some_and(|known| known.again)
+    }
+}
+
+impl Known {
+    /// How far it has come, by what was noted since then.
+    fn since(&self, since: Instant) -> Option<Progress> {
+        let (progress, noted) = self.progress?;
+        (noted >= since).then_some(progress)
     }
 }
 
@@ -268,22 +282,38 @@ impl<K: Copy + Eq + std::hash::Hash, V> Table<K, V> {
     }
 
     fn insert(&mut self, key: K, value: V, now: Instant, kept: Duration) {
+        self.make_room(now);
+        let end = now + kept;
+        self.entries.insert(key, (end, value));
+        self.order.push_back((end, key));
+    }
+
+    fn make_room(&mut self, now: Instant) {
         while let Some((end, oldest)) = self.order.front().copied() {
             if end > now && self.order.len() < ENTRIES_MAX {
                 break;
             }
             self.order.pop_front();
-            if self
-                .entries
-                .get(&oldest)
-                .is_some_and(|(until, _)| *until <= end)
+            if let Entry::Occupied(entry) = self.entries.entry(oldest)
+                && entry.get().0 <= end
             {
-                self.entries.remove(&oldest);
+                entry.remove();
             }
         }
-        let end = now + kept;
-        self.entries.insert(key, (end, value));
-        self.order.push_back((end, key));
+    }
+}
+
+impl<K: Copy + Eq + std::hash::Hash, V: Default> Table<K, V> {
+    /// What is there, or a new entry, to be changed. One that is there is kept for half of the time
+    /// still at least.
+    fn entry(&mut self, key: K, now: Instant, kept: Duration) -> &mut V {
+        self.make_room(now);
+        let (end, value) = self.entries.entry(key).or_insert((now, V::default()));
+        if *end < now + kept / 2 {
+            *end = now + kept;
+            self.order.push_back((*end, key));
+        }
+        value
     }
 }
 

@@ -159,7 +159,7 @@ mod tests {
         bytes.extend([53, 1, kind.into(), 50, 4]);
         bytes.extend(address.octets());
         let arrival = Arrival {
-            link: vec![Ipv4Addr::new(10, 77, 0, 1)],
+            link: [Ipv4Addr::new(10, 77, 0, 1)].into(),
             source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
             destination: Ipv4Addr::BROADCAST,
             boot_server: false,

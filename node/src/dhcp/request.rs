@@ -4,8 +4,10 @@
 //! decoder stops silently at the first option it dislikes, while a server must drop the packet and
 //! say why, and must echo some options exactly as they came.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 
 use dhcproto::v4::{MAGIC, MessageType, Opcode, OptionCode, borrowed};
 use muster_storage::Mac;
@@ -20,7 +22,7 @@ const HEADER: usize = 240;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arrival {
     /// Addresses of the receiving interface, which tell the link of a client without a relay.
-    pub link: Vec<Ipv4Addr>,
+    pub link: Arc<[Ipv4Addr]>,
     /// Who sent it.
     pub source: SocketAddrV4,
     /// To which address: one of ours, or a broadcast.
@@ -273,7 +275,7 @@ fn link(
     if unicast && !header.ciaddr().is_unspecified() {
         return vec![header.ciaddr()];
     }
-    arrival.link.clone()
+    arrival.link.to_vec()
 }
 
 /// An Ethernet address; none for other hardware (RFC 4390) and for the address of nobody.
@@ -291,7 +293,7 @@ fn hardware_address(htype: u8, chaddr: &[u8]) -> Result<Option<Mac>, Malformed> 
     Ok(Some(Mac(mac)))
 }
 
-fn traits(options: &Fields, giaddr: Ipv4Addr) -> Traits {
+fn traits(options: &Fields<'_>, giaddr: Ipv4Addr) -> Traits {
     let texts = |list: Vec<&[u8]>| list.into_iter().filter_map(printable).collect();
     Traits {
         vendor_class: options.get(OptionCode::ClassIdentifier).and_then(printable),
@@ -325,7 +327,7 @@ fn user_classes(value: &[u8]) -> Vec<&[u8]> {
 }
 
 /// RFC 3925 §3 and §4: enterprise number, length, data, again and again.
-fn enterprises(options: &Fields) -> Vec<u32> {
+fn enterprises(options: &Fields<'_>) -> Vec<u32> {
     let mut found = Vec::new();
     for code in [124, 125] {
         let mut rest = options.get(OptionCode::from(code)).unwrap_or_default();
@@ -346,7 +348,7 @@ fn firmware_uuid(value: &[u8]) -> Option<Uuid> {
     (*kind == 0 && !uuid.is_nil() && !uuid.is_max()).then_some(uuid)
 }
 
-fn firmware(options: &Fields, traits: &Traits) -> Option<Firmware> {
+fn firmware(options: &Fields<'_>, traits: &Traits) -> Option<Firmware> {
     let class = options.get(OptionCode::ClassIdentifier).unwrap_or_default();
     let ipxe = traits.user_classes.iter().any(|class| class == "iPXE");
     if ipxe || options.get(OptionCode::from(175)).is_some() {
@@ -361,7 +363,7 @@ fn firmware(options: &Fields, traits: &Traits) -> Option<Firmware> {
 }
 
 /// Option 93, else what option 60 says.
-fn architectures(options: &Fields) -> Vec<u16> {
+fn architectures(options: &Fields<'_>) -> Vec<u16> {
     if let Some(list) = options.get(OptionCode::ClientSystemArchitecture) {
         let (pairs, _) = list.as_chunks::<2>();
         return pairs.iter().map(|pair| u16::from_be_bytes(*pair)).collect();
@@ -412,11 +414,11 @@ impl Relay {
 
 /// Options by code; what is repeated is joined (RFC 3396 §7).
 #[derive(Debug, Default)]
-struct Fields(BTreeMap<u8, Vec<u8>>);
+struct Fields<'a>(BTreeMap<u8, Cow<'a, [u8]>>);
 
-impl Fields {
+impl<'a> Fields<'a> {
     /// Reads the options field, then `file` and `sname` as option 52 says (RFC 2132 §9.3).
-    fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+    fn read(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let mut fields = Self::default();
         fields.walk(bytes.get(HEADER..).unwrap_or_default())?;
         let overload = fields.octet(OptionCode::OptionOverload)?.unwrap_or(0);
@@ -429,7 +431,7 @@ impl Fields {
         Ok(fields)
     }
 
-    fn walk(&mut self, mut rest: &[u8]) -> Result<(), Malformed> {
+    fn walk(&mut self, mut rest: &'a [u8]) -> Result<(), Malformed> {
         const PAD: u8 = 0;
         const END: u8 = 255;
         loop {
@@ -440,7 +442,10 @@ impl Fields {
                     let (value, next) = after
                         .split_at_checked(usize::from(*length))
                         .ok_or(Malformed::OptionOverrun)?;
-                    self.0.entry(*code).or_default().extend_from_slice(value);
+                    self.0
+                        .entry(*code)
+                        .and_modify(|known| known.to_mut().extend_from_slice(value))
+                        .or_insert(Cow::Borrowed(value));
                     rest = next;
                 }
                 [_] => return Err(Malformed::OptionOverrun),
@@ -449,7 +454,7 @@ impl Fields {
     }
 
     fn get(&self, code: OptionCode) -> Option<&[u8]> {
-        self.0.get(&u8::from(code)).map(Vec::as_slice)
+        self.0.get(&u8::from(code)).map(AsRef::as_ref)
     }
 
     fn sized<const N: usize>(&self, code: OptionCode) -> Result<Option<[u8; N]>, Malformed> {

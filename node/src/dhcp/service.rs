@@ -5,6 +5,7 @@ mod gossip;
 mod later;
 mod look;
 mod probe;
+mod sight;
 mod why;
 
 use std::net::Ipv4Addr;
@@ -33,6 +34,7 @@ use gossip::Outbox;
 use later::Later;
 use look::{Looked, Stage, Verdict};
 use probe::Prober;
+use sight::Sight;
 
 /// Requests that wait for a commit, a read-index or a peer, at most; more are dropped.
 const WAITING_MAX: usize = 4096;
@@ -90,6 +92,7 @@ struct Exchange {
 }
 
 /// What is asked, without how it came.
+#[derive(Clone, Copy)]
 struct Asked<'a> {
     request: &'a Request,
     hash: ExchangeHash,
@@ -144,7 +147,7 @@ impl Service {
 
     /// Decides a batch of packets from one link.
     pub fn receive(self: &Arc<Self>, link: &Arc<Link>, batch: Vec<Packet>) {
-        let exchanges: Vec<Exchange> = batch
+        let mut exchanges: Vec<Exchange> = batch
             .into_iter()
             .filter_map(
                 |packet| match Request::parse(&packet.bytes, packet.arrival) {
@@ -162,8 +165,9 @@ impl Service {
                     }
                 },
             )
-            .filter(|exchange| !self.is_stale(exchange))
             .collect();
+        metrics::received(exchanges.iter().map(|exchange| exchange.request.kind));
+        exchanges.retain(|exchange| !self.is_stale(exchange));
         let standing = self.standing();
         let verdicts: Vec<Verdict> = self.cluster.read(|state| {
             exchanges
@@ -173,7 +177,6 @@ impl Service {
         });
         let mut notices = Vec::new();
         for (exchange, verdict) in exchanges.into_iter().zip(verdicts) {
-            metrics::received(exchange.request.kind);
             match verdict {
                 Verdict::Now(looked) => match looked.action {
                     Action::Reply(reply) => {
@@ -217,7 +220,6 @@ impl Service {
     fn is_stale(&self, exchange: &Exchange) -> bool {
         let stale = exchange.received.elapsed() > fresh_for(exchange.request.kind);
         if stale {
-            metrics::received(exchange.request.kind);
             self.silent(exchange, Reason::Stale);
         }
         stale
@@ -353,7 +355,7 @@ impl Service {
         let standing = self.standing();
         let rank = self
             .cluster
-            .read(|state| self.rank(state, &standing, &exchange.request));
+            .read(|state| Sight::new(self, state, &standing, exchange.asked()).rank());
         tokio::time::sleep(rank::delay(
             rank.unwrap_or_default(),
             exchange.request.relayed(),
@@ -394,13 +396,10 @@ impl Service {
         };
         let standing = self.standing();
         let reply = self.cluster.read(|state| {
-            self.view(
-                state,
-                &standing,
-                &exchange.asked(),
-                Stage::CaughtUp,
-                |view| conclude(state, &exchange.request, &outcome, view, standing.now),
-            )
+            let sight = Sight::new(self, state, &standing, exchange.asked());
+            sight.view(Stage::CaughtUp, |view| {
+                conclude(state, &exchange.request, &outcome, view, standing.now)
+            })
         });
         match reply {
             Ok(Some(reply)) => {
@@ -421,6 +420,11 @@ impl Service {
 
     /// Counts a packet that is not answered, and remembers why.
     fn silent(&self, exchange: &Exchange, reason: Reason) {
+        metrics::silent(std::iter::once(exchange.request.kind), reason.label());
+        self.remember_silence(exchange, reason);
+    }
+
+    fn remember_silence(&self, exchange: &Exchange, reason: Reason) {
         tracing::debug!(
             interface = exchange.link.name,
             client = %hex::encode(exchange.request.sender()),
@@ -428,7 +432,6 @@ impl Service {
             reason = reason.label(),
             "not answered"
         );
-        metrics::silent(exchange.request.kind, reason.label());
         if reason.concerns_client() {
             self.note_refusal(exchange, Refused::Silent(reason));
         }
@@ -477,10 +480,8 @@ fn offered(reply: &Reply, client: Option<ClientHash>) -> Option<Notice> {
 }
 
 fn exchange_hash(request: &Request) -> ExchangeHash {
-    let mut octets = request.xid.to_be_bytes().to_vec();
-    octets.push(request.kind.into());
-    octets.extend_from_slice(request.sender());
-    rank::hash(&octets)
+    let xid = u64::from(request.xid) << 8 | u64::from(u8::from(request.kind));
+    rank::mix(rank::hash(request.sender()) ^ rank::mix(xid))
 }
 
 /// Whether a packet that came while there was no leader waits for one. A RELEASE does not: what its

@@ -276,7 +276,7 @@ impl Packet {
             header,
             options: vec![(53, vec![kind.into()])],
             arrival: Arrival {
-                link: vec![NODE],
+                link: [NODE].into(),
                 source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
                 destination: Ipv4Addr::BROADCAST,
                 boot_server: false,

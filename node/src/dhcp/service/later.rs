@@ -13,7 +13,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use super::{Exchange, PROPOSED_GRACE, Service};
 use crate::dhcp::decide::Reason;
 use crate::dhcp::offers::Progress;
-use crate::dhcp::rank;
+use crate::dhcp::{metrics, rank};
 
 /// How exactly turns are kept; short beside what a rank waits.
 const TICK: Duration = Duration::from_millis(10);
@@ -107,9 +107,13 @@ impl Service {
                 .map(|turn| Self::progress_in(&recent, &turn.exchange))
                 .collect()
         };
+        let mut answered = Vec::new();
         for (mut turn, progress) in due.into_iter().zip(progress) {
             match progress {
-                Some(Progress::Answered) => self.silent(&turn.exchange, Reason::Answered),
+                Some(Progress::Answered) => {
+                    self.remember_silence(&turn.exchange, Reason::Answered);
+                    answered.push(turn.exchange.request.kind);
+                }
                 Some(Progress::Proposed) if !turn.granted => {
                     turn.granted = true;
                     turn.due += PROPOSED_GRACE;
@@ -126,5 +130,6 @@ impl Service {
                 }
             }
         }
+        metrics::silent(answered.into_iter(), Reason::Answered.label());
     }
 }

@@ -14,11 +14,11 @@ use muster_storage::state::{Grant, State};
 use serde_json::{Map, Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::look::{Stage, Standing, chosen};
+use super::look::Stage;
+use super::sight::{Sight, Standing};
 use super::{Asked, Exchange, Service};
 use crate::dhcp::decide::{Action, choice, decide};
 use crate::dhcp::metrics::label;
-use crate::dhcp::rank;
 use crate::dhcp::refusals::{Refusal, Refused};
 use crate::dhcp::rendering::Rendered;
 use crate::dhcp::request::{Arrival, Relay, Request};
@@ -128,20 +128,21 @@ impl Service {
             Some(member) => member.name.clone(),
             None => node.to_string(),
         };
-        let servers = self.servers(state, standing, &request);
-        let first = rank::first(request.sender(), chosen(state, &request), &servers);
-        add("node", name(self.node).into());
-        add("first", first.map(name).into());
+        let rendered = Rendered::default();
         let asked = Asked {
             request: &request,
             hash: 0,
-            rendered: &Rendered::default(),
+            rendered: &rendered,
         };
+        let sight = Sight::new(self, state, standing, asked);
+        let first = sight.first();
+        add("node", name(self.node).into());
+        add("first", first.map(name).into());
         let stage = match first == Some(self.node) {
             true => Stage::First,
             false => Stage::InTurn,
         };
-        let (action, offer) = self.view(state, standing, &asked, stage, |view| {
+        let (action, offer) = sight.view(stage, |view| {
             (
                 decide(state, &request, view, standing.now),
                 choice(state, &request, view, standing.now),
@@ -208,7 +209,7 @@ fn imagined(client: Client, own: &[Ipv4Addr], on_link: bool) -> Option<Request> 
         subnet_selection: None,
         client,
         arrival: Arrival {
-            link: own.to_vec(),
+            link: own.into(),
             source: SocketAddrV4::new(giaddr, 68),
             destination: Ipv4Addr::BROADCAST,
             boot_server: false,
