@@ -126,14 +126,17 @@ impl State {
 
     /// By what the client is known on `subnet`; none when it sends nothing to know it by.
     pub fn client_key(&self, client: &Client, subnet: &Subnet) -> Option<ClientKey> {
-        let by_mac = client.mac.map(ClientKey::Mac);
-        let by_id = client.client_id.clone().map(ClientKey::Id);
-        match subnet.matching {
-            Match::Mac => by_mac.or(by_id),
-            Match::ClientId => by_id.or(by_mac),
-            Match::Auto if client.boots || self.knows_by_mac(client) => by_mac.or(by_id),
-            Match::Auto => by_id.or(by_mac),
-        }
+        let (by_mac, by_id) = match (client.mac, &client.client_id) {
+            (Some(mac), Some(id)) => (ClientKey::Mac(mac), ClientKey::Id(id.clone())),
+            (Some(mac), None) => return Some(ClientKey::Mac(mac)),
+            (None, id) => return id.clone().map(ClientKey::Id),
+        };
+        Some(match subnet.matching {
+            Match::Mac => by_mac,
+            Match::ClientId => by_id,
+            Match::Auto if client.boots || self.knows_by_mac(client) => by_mac,
+            Match::Auto => by_id,
+        })
     }
 
     /// Whether a machine, a reservation or an earlier network boot ties the client to its MAC.
