@@ -1,9 +1,13 @@
 //! A host has an address by its own will that is in the pool.
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Context, Result, ensure};
+use dhcproto::v4::relay::RelayInfo;
 use muster_chaos::cluster::Cluster;
 use muster_chaos::dhcp::{Client, Port};
 use muster_chaos::lab::wait_until;
+use muster_chaos::node::Node;
 use serde_json::Value;
 
 use crate::{PATIENCE, tell};
@@ -16,6 +20,49 @@ pools: [10.77.0.150-10.77.0.151]
 lease_secs: 3600
 ";
 
+/// Two addresses for two clients: one of them is offered this one, again and again, until nobody is.
+fn ask_until_declined(cluster: &Cluster, port: &Port, address: &str) -> Result<Value> {
+    let mut number = 0;
+    wait_until("the address to be quarantined", PATIENCE, || {
+        number = 3 - number.max(1);
+        port.send(&Client::numbered(1, number).discover())?;
+        let leases: Vec<Value> = cluster.cli(&["leases", "list", "-o", "json"])?.json()?;
+        let declined = |lease: &Value| {
+            lease.get("address") == Some(&address.into())
+                && lease.get("state") == Some(&"declined".into())
+        };
+        Ok(leases.into_iter().find(declined))
+    })
+}
+
+#[test]
+fn an_address_that_is_in_use_behind_a_relay_is_quarantined() -> Result<()> {
+    let cluster = Cluster::found(3)?;
+    tell(&cluster, || {
+        cluster.apply(&SUBNET.replace("10.77.0.", "10.78.0."))?;
+        let relay = cluster.lab().host("relay", Some([10, 77, 0, 9].into()))?;
+        // Whoever has the address is behind the relay, which routes to it.
+        relay.run("ip", &["address", "add", "10.78.0.150/32", "dev", "lo"])?;
+        for node in cluster.nodes() {
+            let route = ["route", "add", "10.78.0.0/24", "via", "10.77.0.9"];
+            node.host().run("ip", &route)?;
+        }
+        let servers: Vec<Ipv4Addr> = cluster.nodes().iter().map(Node::address).collect();
+        let link = RelayInfo::LinkSelection([10, 78, 0, 1].into());
+        let port = Port::relay(&relay, &servers, vec![link])?;
+        ask_until_declined(&cluster, &port, "10.78.0.150")?;
+        let bound = wait_until("the other address to be had", PATIENCE, || {
+            port.bind(&Client::numbered(1, 1)).map(Some)
+        })?;
+        ensure!(
+            bound.address().octets() == [10, 78, 0, 151],
+            "{}",
+            bound.address()
+        );
+        Ok(())
+    })
+}
+
 #[test]
 fn an_address_that_is_in_use_is_quarantined() -> Result<()> {
     let cluster = Cluster::found(3)?;
@@ -26,18 +73,7 @@ fn an_address_that_is_in_use_is_quarantined() -> Result<()> {
             .host("squatter", Some([10, 77, 0, 150].into()))?;
         let host = cluster.lab().host("clients", None)?;
         let port = Port::direct(&host)?;
-        // Two addresses for two clients: one of them is offered this one, again and again.
-        let mut number = 0;
-        let declined = wait_until("the address to be quarantined", PATIENCE, || {
-            number = 3 - number.max(1);
-            port.send(&Client::numbered(1, number).discover())?;
-            let leases: Vec<Value> = cluster.cli(&["leases", "list", "-o", "json"])?.json()?;
-            let declined = |lease: &Value| {
-                lease.get("address") == Some(&"10.77.0.150".into())
-                    && lease.get("state") == Some(&"declined".into())
-            };
-            Ok(leases.into_iter().find(declined))
-        })?;
+        let declined = ask_until_declined(&cluster, &port, "10.77.0.150")?;
         ensure!(
             declined.get("subnet") == Some(&"lab".into()),
             "{declined:#}"

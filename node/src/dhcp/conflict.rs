@@ -1,4 +1,5 @@
-//! Which addresses are probed, and which answers are believed. Pure: the sockets are in [`super::arp`].
+//! Which addresses are probed, and which answers are believed. Pure: the sockets are in [`super::arp`]
+//! and [`super::icmp`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -17,6 +18,9 @@ pub const PROBES_MAX: u32 = 200;
 /// RFC 1027), and is not believed.
 const BELIEVED_MAX: usize = 3;
 
+/// As many behind one relay, where it is not known who answers.
+const BELIEVED_BEHIND_MAX: usize = 16;
+
 /// Answers that are believed in [`REMEMBERED`], whoever gave them: anybody can answer for anything,
 /// in anybody's name, and must not empty a pool by it.
 const BELIEVED_IN_ALL: usize = 64;
@@ -24,8 +28,35 @@ const BELIEVED_IN_ALL: usize = 64;
 /// How long it is remembered who answered.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
-/// An address on the link of the interface with this index.
-pub type Place = (u32, Ipv4Addr);
+/// How an address is reached to ask who has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// By ARP on the link of the interface with this index.
+    Arp(u32),
+    /// By ICMP echo, behind a relay.
+    Echo,
+}
+
+/// An address that is asked for.
+pub type Place = (Way, Ipv4Addr);
+
+/// Who answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Witness {
+    /// An answer to ARP names its sender's hardware.
+    Hardware(Mac),
+    /// An echo names nobody: somebody behind this relay.
+    Behind(Option<Ipv4Addr>),
+}
+
+impl Witness {
+    fn believed_max(self) -> usize {
+        match self {
+            Self::Hardware(_) => BELIEVED_MAX,
+            Self::Behind(_) => BELIEVED_BEHIND_MAX,
+        }
+    }
+}
 
 /// An address that is in use by another than the client that it was offered to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +82,7 @@ pub enum Answer {
 #[derive(Debug, Default)]
 pub struct Probes {
     pending: HashMap<Place, (Instant, Conflict)>,
-    answering: HashMap<Mac, (Instant, BTreeSet<Ipv4Addr>)>,
+    answering: HashMap<Witness, (Instant, BTreeSet<Ipv4Addr>)>,
     second: Option<(Instant, u32)>,
 }
 
@@ -86,23 +117,25 @@ impl Probes {
         true
     }
 
-    /// Somebody answered for a place.
-    pub fn answered(&mut self, place: Place, by: Mac, now: Instant) -> Answer {
+    /// Somebody answered for a place, with this hardware address as far as the answer says.
+    pub fn answered(&mut self, place: Place, by: Option<Mac>, now: Instant) -> Answer {
         let Some((until, conflict)) = self.pending.get(&place) else {
             return Answer::Nothing;
         };
-        if *until <= now || conflict.client.mac == Some(by) {
+        if *until <= now || (by.is_some() && conflict.client.mac == by) {
             return Answer::Nothing;
         }
         let conflict = conflict.clone();
-        if !self.believes(by, place.1, now) {
+        let relay = conflict.client.traits.giaddr;
+        let witness = by.map_or(Witness::Behind(relay), Witness::Hardware);
+        if !self.believes(witness, place.1, now) {
             return Answer::Disbelieved(conflict.subnet);
         }
         self.pending.remove(&place);
         Answer::InUse(Box::new(conflict))
     }
 
-    fn believes(&mut self, by: Mac, address: Ipv4Addr, now: Instant) -> bool {
+    fn believes(&mut self, by: Witness, address: Ipv4Addr, now: Instant) -> bool {
         self.answering.retain(|_, (until, _)| *until > now);
         let believed: usize = self.answering.values().map(|(_, all)| all.len()).sum();
         let fresh = || (now + REMEMBERED, BTreeSet::new());
@@ -110,7 +143,7 @@ impl Probes {
         if known.contains(&address) {
             return true;
         }
-        if known.len() >= BELIEVED_MAX || believed >= BELIEVED_IN_ALL {
+        if known.len() >= by.believed_max() || believed >= BELIEVED_IN_ALL {
             if known.is_empty() {
                 self.answering.remove(&by);
             }
@@ -124,7 +157,7 @@ impl Probes {
 mod tests {
     use super::*;
 
-    const A: Place = (1, Ipv4Addr::new(10, 77, 0, 100));
+    const A: Place = (Way::Arp(1), Ipv4Addr::new(10, 77, 0, 100));
     const OTHER: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
     fn client() -> Client {
@@ -145,27 +178,38 @@ mod tests {
     fn another_that_answers_in_time_is_a_conflict() {
         let (mut probes, now) = (Probes::default(), Instant::now());
         assert_eq!(
-            probes.answered(A, OTHER, now),
+            probes.answered(A, Some(OTHER), now),
             Answer::Nothing,
             "nobody asked"
         );
         assert!(probes.begin(A, &client(), "lab", now));
         assert!(!probes.begin(A, &client(), "lab", now), "it is under way");
         let own = client().mac.unwrap_or(OTHER);
-        assert_eq!(probes.answered(A, own, now), Answer::Nothing, "its own");
-        let elsewhere = (A.0 + 1, A.1);
-        assert_eq!(probes.answered(elsewhere, OTHER, now), Answer::Nothing);
+        assert_eq!(
+            probes.answered(A, Some(own), now),
+            Answer::Nothing,
+            "its own"
+        );
+        let elsewhere = (Way::Arp(2), A.1);
+        assert_eq!(
+            probes.answered(elsewhere, Some(OTHER), now),
+            Answer::Nothing
+        );
         let conflict = Conflict {
             client: client(),
             subnet: "lab".to_owned(),
         };
         assert_eq!(
-            probes.answered(A, OTHER, now),
+            probes.answered(A, Some(OTHER), now),
             Answer::InUse(Box::new(conflict))
         );
-        assert_eq!(probes.answered(A, OTHER, now), Answer::Nothing, "told once");
+        assert_eq!(
+            probes.answered(A, Some(OTHER), now),
+            Answer::Nothing,
+            "told once"
+        );
         assert!(probes.begin(A, &client(), "lab", now));
-        let late = probes.answered(A, OTHER, now + PATIENCE);
+        let late = probes.answered(A, Some(OTHER), now + PATIENCE);
         assert_eq!(late, Answer::Nothing, "too late");
         let unknown = Client {
             mac: None,
@@ -175,9 +219,9 @@ mod tests {
     }
 
     fn believed(probes: &mut Probes, last: u32, by: Mac, at: Instant) -> bool {
-        let place = (1, Ipv4Addr::from(0x0a4d_0000 + last));
+        let place = (Way::Arp(1), Ipv4Addr::from(0x0a4d_0000 + last));
         assert!(probes.begin(place, &client(), "lab", at));
-        match probes.answered(place, by, at) {
+        match probes.answered(place, Some(by), at) {
             Answer::InUse(_) => true,
             Answer::Disbelieved(subnet) => subnet != "lab",
             Answer::Nothing => false,
@@ -198,6 +242,24 @@ mod tests {
         assert!(believed(&mut probes, 100, OTHER, later), "after a while");
     }
 
+    #[test]
+    fn behind_a_relay_it_is_not_known_who_answers() {
+        let (mut probes, now) = (Probes::default(), Instant::now());
+        let behind = |last: u8| {
+            let mut client = client();
+            client.traits.giaddr = Some(Ipv4Addr::new(10, 78, last, 1));
+            client
+        };
+        let mut ask = |relay, last| {
+            let place = (Way::Echo, Ipv4Addr::new(10, 78, relay, last));
+            assert!(probes.begin(place, &behind(relay), "lab", now));
+            matches!(probes.answered(place, None, now), Answer::InUse(_))
+        };
+        let believed = (1..=200).filter(|last| ask(1, *last)).count();
+        assert_eq!(believed, BELIEVED_BEHIND_MAX);
+        assert!(ask(2, 1), "behind another");
+    }
+
     /// A router that answers for everything does not hide who has an address.
     #[test]
     fn the_second_answer_to_a_probe_counts() {
@@ -206,9 +268,9 @@ mod tests {
             believed(&mut probes, last, OTHER, now);
         }
         assert!(probes.begin(A, &client(), "lab", now));
-        let router = probes.answered(A, OTHER, now);
+        let router = probes.answered(A, Some(OTHER), now);
         assert_eq!(router, Answer::Disbelieved("lab".to_owned()));
-        let holder = probes.answered(A, Mac([2, 0, 0, 0, 0, 8]), now);
+        let holder = probes.answered(A, Some(Mac([2, 0, 0, 0, 0, 8])), now);
         assert!(matches!(holder, Answer::InUse(_)), "{holder:?}");
     }
 
@@ -229,7 +291,7 @@ mod tests {
         let (mut probes, now) = (Probes::default(), Instant::now());
         let begun = |probes: &mut Probes, at| {
             let many = 0..10 * PROBES_MAX;
-            many.filter(|it| probes.begin((1, Ipv4Addr::from(*it)), &client(), "lab", at))
+            many.filter(|it| probes.begin((Way::Arp(1), Ipv4Addr::from(*it)), &client(), "lab", at))
                 .count()
         };
         assert_eq!(begun(&mut probes, now), PROBES_MAX as usize);

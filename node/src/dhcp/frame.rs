@@ -118,7 +118,7 @@ fn set(packet: &mut [u8], at: usize, value: u16) {
 }
 
 /// RFC 1071. Only the last part may have an odd length.
-fn checksum(parts: &[&[u8]]) -> u16 {
+pub fn checksum(parts: &[&[u8]]) -> u16 {
     let sum: u64 = parts
         .iter()
         .flat_map(|part| part.chunks(2))

@@ -9,6 +9,7 @@ pub mod decide;
 pub mod firmware;
 pub mod foreign;
 mod frame;
+mod icmp;
 mod inbox;
 pub mod interfaces;
 pub mod journal;
@@ -39,6 +40,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use conflict::Way;
 use inbox::Inbox;
 use interfaces::Interface;
 pub use interfaces::Interfaces;
@@ -175,6 +177,7 @@ async fn run(
     let mut peers = tasks.spawn(listen_to_peers(cluster.clone(), Arc::clone(&service)));
     let mut gossip = tasks.spawn(Arc::clone(&service).spread());
     let mut turns = tasks.spawn(Arc::clone(&service).take_turns());
+    tasks.spawn(Arc::clone(&service).detect_conflicts(Way::Echo, shutdown.clone()));
     let mut links: BTreeMap<String, (Arc<Link>, CancellationToken)> = BTreeMap::new();
     let mut first = true;
     loop {
@@ -218,7 +221,8 @@ async fn run(
                         ));
                     }
                     let service = Arc::clone(&service);
-                    tasks.spawn(service.detect_conflicts(interface.index, stop.clone()));
+                    let way = Way::Arp(interface.index);
+                    tasks.spawn(service.detect_conflicts(way, stop.clone()));
                     links.insert(name.clone(), (link, stop));
                 }
                 Err(problem) if first => {

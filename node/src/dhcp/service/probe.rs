@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Exchange, Service};
 use crate::alert;
 use crate::dhcp::arp::ArpSocket;
-use crate::dhcp::conflict::{Answer, Conflict, PROBES_MAX, Probes};
+use crate::dhcp::conflict::{Answer, Conflict, PROBES_MAX, Place, Probes, Way};
 use crate::dhcp::foreign::Told;
+use crate::dhcp::icmp::EchoSocket;
 use crate::dhcp::metrics;
 use crate::dhcp::reply::Reply;
 
@@ -37,8 +38,7 @@ type Due = (Instant, Ipv4Addr);
 #[derive(Debug, Default)]
 pub(super) struct Prober {
     probes: Mutex<Probes>,
-    /// By the index of the interface.
-    links: Mutex<HashMap<u32, mpsc::Sender<Due>>>,
+    ways: Mutex<HashMap<Way, mpsc::Sender<Due>>>,
     told: Mutex<Told>,
 }
 
@@ -47,8 +47,8 @@ impl Prober {
         self.probes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn links(&self) -> MutexGuard<'_, HashMap<u32, mpsc::Sender<Due>>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ways(&self) -> MutexGuard<'_, HashMap<Way, mpsc::Sender<Due>>> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether people are to be told of an address now.
@@ -58,22 +58,58 @@ impl Prober {
     }
 }
 
+/// Who asks for addresses on one way.
+enum Asker {
+    Arp(ArpSocket),
+    Echo(EchoSocket),
+}
+
+impl Asker {
+    fn open(way: Way) -> io::Result<Self> {
+        Ok(match way {
+            Way::Arp(index) => Self::Arp(ArpSocket::open(index)?),
+            Way::Echo => Self::Echo(EchoSocket::open(rand::random())?),
+        })
+    }
+
+    fn probe(&self, address: Ipv4Addr) -> io::Result<()> {
+        match self {
+            Self::Arp(socket) => socket.probe(address),
+            Self::Echo(socket) => socket.probe(address),
+        }
+    }
+
+    /// The next answer, and from which hardware if it says so.
+    async fn next(&self) -> io::Result<(Option<Mac>, Ipv4Addr)> {
+        match self {
+            Self::Arp(socket) => socket.next().await.map(|(by, it)| (Some(by), it)),
+            Self::Echo(socket) => socket.next().await.map(|it| (None, it)),
+        }
+    }
+}
+
 impl Service {
-    /// Has an address probed that is on offer to one who does not have it, on its own link, by the
-    /// first node to answer.
+    /// Has an address probed that is on offer to one who does not have it, by the first node to answer:
+    /// by ARP on its own link, by ICMP behind a relay.
     pub(super) fn probe(&self, state: &State, exchange: &Exchange, reply: &Reply) {
         let request = &*exchange.request;
         let address = reply.yiaddr;
-        if reply.kind != MessageType::Offer
-            || request.relayed()
-            || exchange.received.elapsed() > PROMPT
-        {
+        if reply.kind != MessageType::Offer || exchange.received.elapsed() > PROMPT {
             return;
         }
-        let held = state
-            .lease(address)
-            .is_some_and(|record| record.object.state == LeaseState::Bound);
+        let known = state.lease(address).map(|record| &record.object);
+        let held = known.is_some_and(|lease| lease.state == LeaseState::Bound);
         if held || state.is_reserved(address) {
+            return;
+        }
+        let way = match request.relayed() {
+            false => Way::Arp(exchange.link.index),
+            true => Way::Echo,
+        };
+        // An echo does not tell who answers: one who had the address, or asks for it, may use it still.
+        let may_be_its_own = request.client.requested == Some(address)
+            || known.is_some_and(|lease| lease.mac == request.client.mac);
+        if way == Way::Echo && may_be_its_own {
             return;
         }
         let Some(subnet) = state.subnet_with(&request.client.link, address) else {
@@ -82,32 +118,31 @@ impl Service {
         if subnet.conflict_detection == ConflictDetection::Off {
             return;
         }
-        let index = exchange.link.index;
-        let Some(link) = self.prober.links().get(&index).cloned() else {
+        let Some(asker) = self.prober.ways().get(&way).cloned() else {
             return;
         };
         let now = Instant::now();
         let mut probes = self.prober.probes();
-        if probes.begin((index, address), &request.client, &subnet.name, now) {
+        if probes.begin((way, address), &request.client, &subnet.name, now) {
             // One that finds no room is not sent: nothing depends on it.
-            let _ = link.try_send((exchange.received, address));
+            let _ = asker.try_send((exchange.received, address));
         }
     }
 
-    /// Sends the probes of a link and hears the answers, until told to stop.
-    pub async fn detect_conflicts(self: Arc<Self>, index: u32, stop: CancellationToken) {
+    /// Sends the probes of one way and hears the answers, until told to stop.
+    pub async fn detect_conflicts(self: Arc<Self>, way: Way, stop: CancellationToken) {
         loop {
             let problem = tokio::select! {
                 () = stop.cancelled() => return,
-                Err(problem) = self.detect(index) => problem,
+                Err(problem) = self.detect(way) => problem,
             };
             match problem.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported => {
-                    tracing::warn!(index, %problem, "addresses on this interface cannot be probed");
+                    tracing::warn!(?way, %problem, "addresses cannot be probed");
                     return;
                 }
                 // It is down, and may come up again.
-                _ => tracing::debug!(index, %problem, "ARP is not heard"),
+                _ => tracing::debug!(?way, %problem, "no answer to probes is heard"),
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -117,46 +152,46 @@ impl Service {
     }
 
     /// The same until the socket breaks.
-    async fn detect(self: &Arc<Self>, index: u32) -> io::Result<()> {
-        let socket = ArpSocket::open(index)?;
+    async fn detect(self: &Arc<Self>, way: Way) -> io::Result<()> {
+        let asker = Asker::open(way)?;
         let (sender, mut waiting) = mpsc::channel(PROBES_MAX as usize);
-        // Whoever opens the link anew takes this place; what is sent to one that ended is dropped.
-        self.prober.links().insert(index, sender);
+        // Whoever opens it anew takes this place; what is sent to one that ended is dropped.
+        self.prober.ways().insert(way, sender);
         loop {
             tokio::select! {
                 Some((since, address)) = waiting.recv() => {
                     if since.elapsed() <= PROMPT {
-                        socket.probe(address)?;
+                        asker.probe(address)?;
                     }
                 }
-                heard = socket.next() => {
+                heard = asker.next() => {
                     let (by, address) = heard?;
-                    self.answered_by(index, address, by);
+                    self.answered_by((way, address), by);
                 }
             }
         }
     }
 
-    fn answered_by(self: &Arc<Self>, index: u32, address: Ipv4Addr, by: Mac) {
-        let answer = self
-            .prober
-            .probes()
-            .answered((index, address), by, Instant::now());
+    fn answered_by(self: &Arc<Self>, place: Place, by: Option<Mac>) {
+        let address = place.1;
+        let answer = self.prober.probes().answered(place, by, Instant::now());
         match answer {
             Answer::InUse(conflict) => {
                 let service = Arc::clone(self);
                 tokio::spawn(async move { service.quarantine(address, by, conflict).await });
             }
             Answer::Disbelieved(subnet) => {
-                tracing::debug!(%address, %by, subnet, "too many addresses are answered for");
+                let by = by.map(tracing::field::display);
+                tracing::debug!(%address, by, subnet, "too many addresses are answered for");
                 metrics::conflict(&subnet, metrics::Conflict::Disbelieved);
             }
             Answer::Nothing => {}
         }
     }
 
-    async fn quarantine(&self, address: Ipv4Addr, by: Mac, conflict: Box<Conflict>) {
+    async fn quarantine(&self, address: Ipv4Addr, by: Option<Mac>, conflict: Box<Conflict>) {
         let Conflict { client, subnet } = *conflict;
+        let hardware = by.map(tracing::field::display);
         let proposal = Proposal {
             request: RequestId(uuid::Uuid::new_v4()),
             actor: self.actor.clone(),
@@ -171,27 +206,30 @@ impl Service {
         let result = match self.cluster.propose(proposal).await {
             Ok(outcome) => outcome.result,
             Err(problem) => {
-                tracing::warn!(%address, %by, subnet, %problem, "an address that was offered is in use, and is perhaps not quarantined");
+                tracing::warn!(%address, by = hardware, subnet, %problem, "an address that was offered is in use, and is perhaps not quarantined");
                 return metrics::conflict(&subnet, metrics::Conflict::NotWritten);
             }
         };
         match result {
             Ok(_) => {
-                tracing::warn!(%address, %by, subnet, "an address that was offered is in use; it is quarantined");
+                tracing::warn!(%address, by = hardware, subnet, "an address that was offered is in use; it is quarantined");
                 metrics::conflict(&subnet, metrics::Conflict::Quarantined);
             }
             // By the client, faster than this was written, or by another that a peer offered it to.
+            // An echo may have come from that client: then there is nothing to tell of.
+            Err(Rejection::AddressTaken { .. }) if by.is_none() => {
+                return metrics::conflict(&subnet, metrics::Conflict::Taken);
+            }
             Err(Rejection::AddressTaken { .. }) => {
-                tracing::warn!(%address, %by, subnet, "an address that was offered is in use; a client has taken it all the same");
+                tracing::warn!(%address, by = hardware, subnet, "an address that was offered is in use; a client has taken it all the same");
                 metrics::conflict(&subnet, metrics::Conflict::Taken);
             }
             Err(rejection) => {
-                tracing::debug!(%address, %by, subnet, %rejection, "not quarantined");
+                tracing::debug!(%address, by = hardware, subnet, %rejection, "not quarantined");
                 return;
             }
         }
         if self.prober.is_news(address) {
-            let by = Some(by);
             let trouble = Trouble::AddressInUse {
                 subnet,
                 address,
