@@ -255,7 +255,7 @@ mod tests {
             assert!(probes.begin(place, &behind(relay), "lab", now));
             matches!(probes.answered(place, None, now), Answer::InUse(_))
         };
-        let believed = (1..=200).filter(|last| ask(1, *last)).count();
+        let believed = (1..=100).filter(|last| ask(1, *last)).count();
         assert_eq!(believed, BELIEVED_BEHIND_MAX);
         assert!(ask(2, 1), "behind another");
     }
