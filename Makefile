@@ -12,7 +12,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo test test-long sim fuzz bench bench-dhcp lint fmt clean setup setup-build setup-bench payload
+.PHONY: build demo test test-long test-firmware sim fuzz bench bench-dhcp lint fmt clean setup setup-build setup-bench payload
 
 build: setup-build
 	cargo build $(LOCKED) --release --workspace --bins
@@ -31,6 +31,12 @@ test: setup payload
 # As `test`, with every variant of the stories that have many.
 test-long: export MUSTER_LONG := 1
 test-long: test
+
+# Real firmware in QEMU while the node that it boots from dies at every moment; leaves the table at
+# target/firmware.md. Takes an hour or two: `make test-firmware MATRIX='--modes bios-ipxe --at-once 2'`.
+MATRIX ?=
+test-firmware: setup payload build
+	set -o pipefail; target/bin/muster-chaos boot matrix $(MATRIX) | tee target/firmware.md
 
 # Simulated clusters from seeds: `make sim SEEDS=2000 FIRST=1`, or one again with its trace: `make sim SEED=7`.
 SEEDS ?= 200

@@ -74,6 +74,29 @@ pub fn silence_tcp(host: &Host, tcp_port: u16) -> Result<Fault> {
     )
 }
 
+/// Holds back the REQUESTs of a machine, whose message type comes first in its options.
+pub fn hold_requests(lab: &Lab, port: &str) -> Result<Fault> {
+    // After the UDP header, 240 octets of BOOTP with the magic cookie: option 53 of length 1, 3.
+    let offset = (8 + 240) * 8;
+    Fault::new(
+        lab,
+        &[format!(
+            "iifname {port} udp dport 67 @th,{offset},24 0x350103 drop"
+        )],
+    )
+}
+
+/// Holds back whatever a machine asks for by TFTP or HTTP boot.
+pub fn hold_fetches(lab: &Lab, port: &str) -> Result<Fault> {
+    Fault::new(
+        lab,
+        &[
+            format!("iifname {port} udp dport 69 drop"),
+            format!("iifname {port} tcp dport 8091 drop"),
+        ],
+    )
+}
+
 impl Fault {
     /// Each fault is a table of its own in the switch's bridge hook, so that they come and go alone.
     fn new(lab: &Lab, rules: &[String]) -> Result<Self> {

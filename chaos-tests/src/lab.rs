@@ -182,6 +182,11 @@ impl Lab {
         enter(&self.switch(), program)
     }
 
+    /// Calls `f` on a thread that is where the switch is, as [`Host::inside`] does on a host.
+    pub fn inside<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        inside(&self.switch(), f)
+    }
+
     /// Feeds rules to nft on the switch.
     pub(crate) fn nft(&self, rules: &str) -> Result<()> {
         let mut child = self
@@ -250,17 +255,7 @@ impl Host {
 
     /// Calls `f` on a thread that is on this host's network: sockets opened there belong to it.
     pub fn inside<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let path = Path::new(NAMESPACES).join(&self.namespace);
-        let namespace = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                setns(&namespace, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
-                f()
-            });
-            thread
-                .join()
-                .map_err(|_| anyhow!("the thread on {} panicked", self.name))?
-        })
+        inside(&self.namespace, f)
     }
 }
 
@@ -315,6 +310,20 @@ fn remove_namespaces(chosen: impl Fn(&str) -> bool) {
         }
         let _ = run(Command::new("ip").args(["netns", "delete", &name]));
     }
+}
+
+fn inside<T: Send>(namespace: &str, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let path = Path::new(NAMESPACES).join(namespace);
+    let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            setns(&file, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
+            f()
+        });
+        thread
+            .join()
+            .map_err(|_| anyhow!("the thread in {namespace} panicked"))?
+    })
 }
 
 fn enter(namespace: &str, program: impl AsRef<OsStr>) -> Command {

@@ -5,7 +5,8 @@
 //! [`crowd`] (clients made of bytes, one and many), [`fault`] and [`disk`] (what breaks the network
 //! and what a power cut leaves) and [`invariant`] (what must hold all the same). `make demo` is told
 //! by the same means. `muster-chaos` and `make bench-dhcp` send a [`crowd`] out and give its
-//! [`summary`]; [`failover`] and [`outage`] tell which clients notice that servers die.
+//! [`summary`]; [`failover`] and [`outage`] tell which clients notice that servers die, and a
+//! [`fleet`] of machines made of bytes boots meanwhile.
 
 pub mod client;
 pub mod cluster;
@@ -15,11 +16,13 @@ pub mod dhcp;
 pub mod disk;
 pub mod failover;
 pub mod fault;
+pub mod fleet;
 pub mod invariant;
 pub mod lab;
 pub mod load;
 pub mod localdisk;
 pub mod machine;
+pub mod matrix;
 pub mod node;
 pub mod outage;
 pub mod summary;

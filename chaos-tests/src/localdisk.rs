@@ -46,7 +46,7 @@ pub fn make(lab: &Lab, firmware: Firmware) -> Result<Vec<String>> {
             place.display().to_string()
         }
         // QEMU makes a FAT file system of a directory.
-        Firmware::Uefi | Firmware::UefiHttp => {
+        Firmware::Uefi | Firmware::UefiHttp | Firmware::UefiHttpThenPxe => {
             let boot: PathBuf = place.join("EFI/BOOT");
             fs::create_dir_all(&boot).context("making an EFI system partition")?;
             fs::write(boot.join("BOOTX64.EFI"), application()).context("writing a loader")?;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::lab::{Lab, run, wait_until};
+use crate::wire::Wire;
 
 /// What a machine starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Firmware {
     Uefi,
     /// OVMF with its own HTTP Boot client, which asks as HTTPClient; PXE is switched off in it.
     UefiHttp,
+    /// OVMF that tries HTTP Boot first, then PXE.
+    UefiHttpThenPxe,
 }
 
 impl Display for Firmware {
@@ -29,6 +32,7 @@ impl Display for Firmware {
             Self::Bios => "BIOS PXE",
             Self::Uefi => "UEFI PXE",
             Self::UefiHttp => "UEFI HTTP",
+            Self::UefiHttpThenPxe => "UEFI HTTP, then PXE",
         })
     }
 }
@@ -40,6 +44,9 @@ const NO_IPV6: [&str; 4] = [
     "-fw_cfg",
     "name=opt/org.tianocore/IPv6HTTPSupport,string=n",
 ];
+
+/// How long firmware may take to come to its boot order, emulated on a busy host.
+const FIRMWARE: Duration = Duration::from_secs(180);
 
 /// A machine that is switched on; dropping it pulls the plug.
 #[derive(Debug)]
@@ -95,10 +102,14 @@ impl Machine {
                 &format!("virtio-net-pci,netdev=net,mac={mac},bootindex=1"),
             ]),
             // Without a ROM on the card it is OVMF's own network stack that boots.
-            Firmware::Uefi | Firmware::UefiHttp => {
+            Firmware::Uefi | Firmware::UefiHttp | Firmware::UefiHttpThenPxe => {
                 let variables = lab.dir().join(format!("{tap}-vars.fd"));
-                fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables)
-                    .context("copying OVMF's variables")?;
+                let from = match firmware {
+                    Firmware::UefiHttpThenPxe => http_first(lab, mac)?,
+                    _ => PathBuf::from("/usr/share/OVMF/OVMF_VARS_4M.fd"),
+                };
+                fs::copy(&from, &variables)
+                    .with_context(|| format!("copying {}", from.display()))?;
                 qemu.args(["-machine", "q35"])
                     .args([
                         "-drive",
@@ -143,6 +154,16 @@ impl Machine {
             powered_on,
             console,
         })
+    }
+
+    /// Its port on the switch.
+    pub fn port(&self) -> &str {
+        &self.tap
+    }
+
+    /// Opens its port, to hear all that passes it.
+    pub fn listen(&self) -> Result<Wire> {
+        self.lab.inside(|| Wire::on(&self.tap))
     }
 
     /// Bounds how fast it can download, so that there is a middle to break things in.
@@ -274,6 +295,23 @@ impl Console {
         }
         self.marks.push((self.text.len(), at));
     }
+}
+
+/// Variables of an OVMF that knew HTTP Boot before it knew PXE: its boot order is that in which it
+/// came to know them. Made once for each MAC, by a machine that is not plugged in.
+fn http_first(lab: &Lab, mac: &str) -> Result<PathBuf> {
+    let path = lab
+        .dir()
+        .join(format!("http-first-{}.fd", mac.replace(':', "")));
+    if !path.exists() {
+        let mut machine = Machine::boot(lab, Firmware::UefiHttp, mac)?;
+        lab.plug(&machine.tap, false)?;
+        machine.wait_for("UEFI HTTPv4", FIRMWARE)?;
+        let variables = lab.dir().join(format!("{}-vars.fd", machine.tap));
+        drop(machine);
+        fs::copy(variables, &path).context("keeping OVMF's variables")?;
+    }
+    Ok(path)
 }
 
 fn record(mut serial: impl Read, mut log: fs::File, console: &Mutex<Console>, powered_on: Instant) {

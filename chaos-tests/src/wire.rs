@@ -95,25 +95,33 @@ impl Wire {
 
     /// The next datagram, or None when `deadline` has passed.
     pub fn receive(&self, deadline: Instant) -> Result<Option<Datagram>> {
-        let mut buffer = [MaybeUninit::uninit(); 65_536];
-        loop {
-            let received = receive_by(&self.socket, deadline, |flags| {
-                self.socket.recv_with_flags(&mut buffer, flags)
-            });
-            let Some(length) = received.context("receiving a frame")? else {
-                return Ok(None);
-            };
-            // SAFETY: the kernel has initialised this many octets.
-            let frame: Vec<u8> = buffer[..length]
-                .iter()
-                .map(|octet| unsafe { octet.assume_init() })
-                .collect();
+        while let Some(frame) = self.receive_frame(deadline)? {
             if let Some(answer) = self.arp_answer(&frame) {
                 self.send_frame(&answer)?;
             } else if let Some(datagram) = Datagram::parse(&frame) {
                 return Ok(Some(datagram));
             }
         }
+        Ok(None)
+    }
+
+    /// The next frame of whatever kind, or None when `deadline` has passed.
+    pub fn receive_frame(&self, deadline: Instant) -> Result<Option<Vec<u8>>> {
+        let mut buffer = [MaybeUninit::uninit(); 65_536];
+        let received = receive_by(&self.socket, deadline, |flags| {
+            self.socket.recv_with_flags(&mut buffer, flags)
+        });
+        let Some(length) = received.context("receiving a frame")? else {
+            return Ok(None);
+        };
+        let frame = buffer.get(..length).unwrap_or_default();
+        // SAFETY: the kernel has initialised this many octets.
+        Ok(Some(
+            frame
+                .iter()
+                .map(|octet| unsafe { octet.assume_init() })
+                .collect(),
+        ))
     }
 
     /// RFC 826: who has a held address?

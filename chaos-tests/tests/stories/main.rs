@@ -10,6 +10,7 @@ mod conflict;
 mod disk_faults;
 mod diverged;
 mod failover;
+mod fleet;
 mod foreign;
 mod garbage;
 mod hand_over;

@@ -1,5 +1,6 @@
 //! `muster-chaos`: tools that load and break a site, to run against a staging network.
 
+mod boot;
 mod failover;
 mod load;
 mod place;
@@ -26,6 +27,9 @@ enum Tool {
     /// DHCP clients by the thousand
     #[command(subcommand)]
     Dhcp(Dhcp),
+    /// Machines that boot
+    #[command(subcommand)]
+    Boot(boot::Tool),
 }
 
 #[derive(Subcommand)]
@@ -47,6 +51,7 @@ fn main() -> Result<ExitCode> {
     let good = match Flags::parse().tool {
         Tool::Dhcp(Dhcp::Load(flags)) => load::run(&flags)?,
         Tool::Dhcp(Dhcp::Failover(flags)) => failover::run(&flags)?,
+        Tool::Boot(tool) => boot::run(&tool)?,
     };
     Ok(match good {
         true => ExitCode::SUCCESS,
