@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::auth;
 use crate::problem::Problem;
-use crate::view::{self, ADDED};
+use crate::view::{self, ADDED, INSTALL, LOCKED};
 
 /// Name of the field that is an object's key.
 pub fn key_field(kind: ObjectKind) -> &'static str {
@@ -74,6 +74,14 @@ impl Draft {
         };
         for name in ADDED {
             fields.remove(*name);
+        }
+        if kind == ObjectKind::Machine {
+            // As they are read; what is written by hand is refused as unknown.
+            for name in [INSTALL, LOCKED] {
+                if fields.get(name).is_some_and(Value::is_object) {
+                    fields.remove(name);
+                }
+            }
         }
         Ok(Self { kind, fields })
     }

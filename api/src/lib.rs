@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod client;
 pub mod input;
+pub mod machine_token;
 pub mod node;
 pub mod options;
 pub mod problem;

@@ -59,6 +59,7 @@ pub const CODES: &[(&str, StatusCode, &str)] = &[
         StatusCode::CONFLICT,
         "It is used by another object",
     ),
+    ("locked", StatusCode::LOCKED, "The machine is locked"),
     (
         "address_taken",
         StatusCode::CONFLICT,
@@ -245,6 +246,7 @@ impl From<Rejection> for Problem {
             | Rejection::Exists { .. }
             | Rejection::Conflict(_)
             | Rejection::InUse { .. }
+            | Rejection::Locked { .. }
             | Rejection::AddressTaken { .. }
             | Rejection::NotForClient { .. }
             | Rejection::TokenRefused

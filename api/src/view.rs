@@ -4,10 +4,13 @@
 //! `available` and `problems` added, and with secrets taken out.
 
 use muster_storage::event::{Change, Subject};
-use muster_storage::model::{Alert, Lease, Member, Object, Record, Trouble};
+use muster_storage::model::{
+    Alert, Fact, Install, Lease, Lock, Member, NodeId, Object, Record, Trouble,
+};
 use muster_storage::{State, Timestamp};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use crate::template::Compiled;
 
@@ -85,7 +88,86 @@ pub fn object(state: &State, templates: &Compiled, record: &Record<Object>) -> V
     add_record(&mut map, record);
     map.insert("available".to_owned(), problems.is_empty().into());
     map.insert("problems".to_owned(), problems.into());
+    if let Object::Machine(machine) = &record.object {
+        let install = state.install(machine.uuid).map(|it| install(state, it));
+        let lock = state.lock(machine.uuid).map(|it| lock(state, it));
+        let added = [(INSTALL, install), (LOCKED, lock)];
+        let added = added
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)));
+        map.extend(added.map(|(name, value)| (name.to_owned(), value)));
+    }
     Value::Object(map)
+}
+
+/// What is added to a machine that was ordered to be installed.
+pub const INSTALL: &str = "install";
+
+/// What is added to a machine that is locked.
+pub const LOCKED: &str = "locked";
+
+/// An order to install a machine.
+pub fn install(state: &State, install: &Install) -> Value {
+    let served = install.served.as_ref();
+    let ended = install.ended.as_ref();
+    json!({
+        "machine": machine_name(state, install.machine),
+        "uuid": install.machine,
+        "order": install.order.0,
+        "bootenv": install.bootenv,
+        "phase": install.phase,
+        "attempt": install.attempt,
+        "attempts": install.attempts,
+        "started": install.started,
+        "ordered_at": time(install.ordered_at),
+        "ordered_by": install.ordered_by.0,
+        "served_at": served.map(|served| time(served.at)),
+        "served_by": served.map(|served| node_name(state, served.node)),
+        "ended_at": ended.map(|ended| time(ended.at)),
+        "why": ended.map(|ended| ended.why.clone()),
+    })
+}
+
+/// What keeps a machine as it is.
+pub fn lock(state: &State, lock: &Lock) -> Value {
+    json!({
+        "machine": machine_name(state, lock.machine),
+        "uuid": lock.machine,
+        "reason": lock.reason,
+        "at": time(lock.at),
+        "by": lock.by.0,
+    })
+}
+
+/// A fact of how a machine boots: a word for it, and what belongs to it.
+pub fn fact(state: &State, fact: &Fact) -> Value {
+    let mut map = match serde_json::to_value(&fact.step) {
+        Ok(Value::Object(step)) => step.into_iter().fold(Map::new(), |mut map, (word, more)| {
+            map.insert("fact".to_owned(), word.into());
+            map.extend(more.as_object().cloned().unwrap_or_default());
+            map
+        }),
+        Ok(word) => Map::from_iter([("fact".to_owned(), word)]),
+        Err(_) => Map::new(),
+    };
+    map.insert("at".to_owned(), time(fact.at));
+    map.insert("times".to_owned(), fact.times.into());
+    map.insert("until".to_owned(), fact.until.map(time).into());
+    let node = fact.node.map(|node| node_name(state, node));
+    map.insert("node".to_owned(), node.into());
+    Value::Object(map)
+}
+
+/// A machine's name, or its number when it is gone.
+fn machine_name(state: &State, machine: Uuid) -> String {
+    let found = state.machine_with_uuid(machine);
+    found.map_or_else(|| machine.to_string(), |machine| machine.name.clone())
+}
+
+/// A node's name, or its number when it is gone.
+fn node_name(state: &State, node: NodeId) -> String {
+    let found = state.member(node);
+    found.map_or_else(|| node.to_string(), |member| member.name.clone())
 }
 
 fn add_record<T>(map: &mut Map<String, Value>, record: &Record<T>) {
@@ -127,16 +209,8 @@ pub fn lease(state: &State, record: &Record<Lease>) -> Value {
     let lease = &record.object;
     let mut map = Map::new();
     let mut add = |name: &str, value: Value| map.insert(name.to_owned(), value);
-    let machine = lease
-        .machine
-        .map(|uuid| match state.machine_with_uuid(uuid) {
-            Some(machine) => machine.name.clone(),
-            None => uuid.to_string(),
-        });
-    let node = match state.member(lease.node) {
-        Some(member) => member.name.clone(),
-        None => lease.node.to_string(),
-    };
+    let machine = lease.machine.map(|uuid| machine_name(state, uuid));
+    let node = node_name(state, lease.node);
     add("kind", "lease".into());
     add("address", lease.address.to_string().into());
     add("subnet", lease.subnet.clone().into());
@@ -198,6 +272,8 @@ pub fn change(state: &State, change: &Change) -> Value {
         ),
         Subject::Member(member) => Value::Object(member_fields(member)),
         Subject::Alert(it) => alert(state, it),
+        Subject::Install(it) => install(state, it),
+        Subject::Lock(it) => lock(state, it),
         Subject::Report(report) => {
             let machine = state
                 .machine_with_uuid(report.machine)
@@ -217,10 +293,7 @@ pub fn change(state: &State, change: &Change) -> Value {
 }
 
 fn alert(state: &State, alert: &Alert) -> Value {
-    let node = match state.member(alert.node) {
-        Some(member) => member.name.clone(),
-        None => alert.node.to_string(),
-    };
+    let node = node_name(state, alert.node);
     match &alert.trouble {
         Trouble::ForeignServer {
             subnet,
@@ -234,6 +307,25 @@ fn alert(state: &State, alert: &Alert) -> Value {
         } => json!({"node": node, "subnet": subnet, "address": address, "by": by}),
         Trouble::Minority { since, until } => {
             json!({"node": node, "since": time(*since), "until": time(*until)})
+        }
+        Trouble::InstallFailed {
+            machine,
+            bootenv,
+            attempts,
+            why,
+        } => {
+            let name = machine_name(state, *machine);
+            json!({"node": node, "machine": name, "uuid": machine, "bootenv": bootenv,
+                "attempts": attempts, "why": why})
+        }
+        Trouble::BootStalled {
+            machine,
+            bootenv,
+            since,
+        } => {
+            let name = machine_name(state, *machine);
+            json!({"node": node, "machine": name, "uuid": machine, "bootenv": bootenv,
+                "since": time(*since)})
         }
     }
 }

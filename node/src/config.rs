@@ -8,6 +8,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::resource::leases::LeaseVerb;
+use crate::cli::resource::machines::MachineVerb;
 use crate::cli::resource::users::UserVerb;
 use crate::cli::resource::{ArtifactVerb, EventVerb, Look, Verb};
 
@@ -138,7 +139,7 @@ pub enum Command {
     Node(NodeCommand),
     /// Servers that are provisioned; the key is a name, UUID or MAC.
     #[command(subcommand)]
-    Machines(Verb),
+    Machines(MachineVerb),
     /// Networks and how DHCP serves them.
     #[command(subcommand)]
     Subnets(Verb),

@@ -25,6 +25,7 @@ use files::{make_data_dir, write_file};
 use own::Own;
 use settings::Settings;
 
+use crate::boot::Recorder;
 use crate::config::ServeOptions;
 use crate::minority::Minority;
 use crate::notify::notify;
@@ -151,7 +152,8 @@ async fn run(data_dir: &Path, options: &ServeOptions, dropped: ErrorCounter) -> 
     write_file(&data_dir.join("ca.pem"), cluster.ca_pem().as_ref(), 0o644)?;
 
     let stopping = CancellationToken::new();
-    let dhcp = services::dhcp(&cluster, options, &settings)?;
+    let recorder = Recorder::start(cluster.clone(), stopping.clone());
+    let dhcp = services::dhcp(&cluster, options, &settings, recorder.clone())?;
     let minority = Minority::default();
     let own = Own {
         cluster: cluster.clone(),
@@ -162,7 +164,9 @@ async fn run(data_dir: &Path, options: &ServeOptions, dropped: ErrorCounter) -> 
     let app = App::new(cluster.clone(), own, stopping.clone());
     api.serving
         .set(rest::router(app.clone()), cluster.api_tls());
-    let mut services = services::start(&cluster, options, &settings, dhcp, minority, &stopping);
+    let mut services = services::start(
+        &cluster, options, &settings, dhcp, minority, recorder, &stopping,
+    );
     notify("READY=1");
     tracing::info!(
         node = settings.node_name,

@@ -32,6 +32,8 @@ pub struct Options {
     pub advertise: IpAddr,
     /// Directory of first-stage loaders.
     pub loader_dir: PathBuf,
+    /// Where it is noted what machines fetch.
+    pub recorder: boot::Recorder,
 }
 
 /// Why the TFTP service could not start.
@@ -81,7 +83,7 @@ pub async fn serve(
     boot::metrics::describe();
     let mut servers = Servers {
         port: options.tftp_port,
-        tree: Tree::new(cluster, &options.loader_dir),
+        tree: Tree::new(cluster, &options.loader_dir, options.recorder),
         active: Active::default(),
         running: BTreeMap::new(),
         refused: BTreeSet::new(),

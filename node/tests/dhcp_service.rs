@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use dhcp_common::{MAC, NODE, OTHER, Packet, Read, ip, subnet};
 use dhcproto::v4::MessageType;
+use muster_node::boot::Recorder;
 use muster_node::dhcp::{self, Interfaces};
 use muster_raft::Cluster;
 use muster_storage::command::PutMode;
@@ -97,6 +98,7 @@ fn with_service(
                 },
             )
             .await;
+            let stop = CancellationToken::new();
             let options = dhcp::Options {
                 interfaces: Interfaces::All,
                 dhcp_port: 67,
@@ -104,8 +106,8 @@ fn with_service(
                 boot_port: 8091,
                 tftp_port: 69,
                 advertise: IpAddr::V4(NODE),
+                recorder: Recorder::start(cluster.clone(), stop.clone()),
             };
-            let stop = CancellationToken::new();
             let serving = tokio::spawn(dhcp::serve(cluster.clone(), options, stop.clone()));
             // An address is registered after its interface is served.
             let registered = |state: &State| state.members().any(|it| it.identifiers == [NODE]);

@@ -7,7 +7,9 @@ use dhcp_common::*;
 use dhcproto::v4::MessageType;
 use muster_node::reconcile::plan;
 use muster_storage::model::LeaseState;
-use muster_storage::{Command, Revision};
+use muster_storage::{Command, NodeId, Revision};
+
+const LEADER: NodeId = NodeId(1);
 
 #[test]
 fn nothing_is_written_while_nothing_is_due() {
@@ -15,7 +17,7 @@ fn nothing_is_written_while_nothing_is_due() {
     world.lease(MAC);
     world.pass(2 * 3600);
     let all = Some(world.state.revision());
-    assert_eq!(plan(&world.state, world.now, None, all), []);
+    assert_eq!(plan(&world.state, LEADER, world.now, None, all), []);
 }
 
 #[test]
@@ -23,11 +25,11 @@ fn leases_end_after_their_margin() {
     let mut world = World::new();
     let address = world.lease(MAC);
     world.pass(2 * 3600 + 10);
-    let commands = plan(&world.state, world.now, None, None);
+    let commands = plan(&world.state, LEADER, world.now, None, None);
     assert_eq!(commands, [Command::Expire]);
     world.apply(Command::Expire);
     assert_eq!(world.bound(address).unwrap().state, LeaseState::Expired);
-    assert_eq!(plan(&world.state, world.now, None, None), []);
+    assert_eq!(plan(&world.state, LEADER, world.now, None, None), []);
 }
 
 #[test]
@@ -41,7 +43,7 @@ fn released_addresses_are_reclaimed_when_all_members_know() {
     world.answer(&release).unwrap();
     for behind in [None, Some(Revision(0)), Some(before)] {
         assert_eq!(
-            plan(&world.state, world.now, None, behind),
+            plan(&world.state, LEADER, world.now, None, behind),
             [],
             "{behind:?}"
         );
@@ -49,13 +51,13 @@ fn released_addresses_are_reclaimed_when_all_members_know() {
     let applied_by_all = world.state.revision();
     let reclaim = Command::Reclaim { applied_by_all };
     assert_eq!(
-        plan(&world.state, world.now, None, Some(applied_by_all)),
+        plan(&world.state, LEADER, world.now, None, Some(applied_by_all)),
         std::slice::from_ref(&reclaim)
     );
     world.apply(reclaim);
     assert!(world.bound(address).unwrap().free);
     assert_eq!(
-        plan(&world.state, world.now, None, Some(applied_by_all)),
+        plan(&world.state, LEADER, world.now, None, Some(applied_by_all)),
         []
     );
 }
@@ -66,7 +68,7 @@ fn time_that_is_behind_is_corrected() {
     world.lease(MAC);
     let to = world.now.plus_secs(60);
     assert_eq!(
-        plan(&world.state, world.now, Some(to), None),
+        plan(&world.state, LEADER, world.now, Some(to), None),
         [Command::CorrectTime { to }]
     );
 }

@@ -24,6 +24,7 @@ async fn serve(site: &Site) -> SocketAddr {
         boot_port: site.address.port(),
         advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
         loader_dir: site.loaders(),
+        recorder: site.recorder.clone(),
     };
     tokio::spawn(tftp::serve(
         site.cluster.clone(),
@@ -278,6 +279,7 @@ async fn port_that_is_taken_is_an_error() {
         boot_port: 8091,
         advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
         loader_dir: site.loaders(),
+        recorder: site.recorder.clone(),
     };
     let served = tftp::serve(site.cluster.clone(), options, site.stop.clone()).await;
     assert!(matches!(served, Err(tftp::Error::Listen { .. })));

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{
-    Alert, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets, Revision, Sha256,
-    Timestamp, Token,
+    Alert, Install, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets, Revision,
+    Seen, Sha256, Timestamp, Token, Verdict,
 };
 
 /// Names a proposal, so that a retry is recognised. Random, chosen by the proposer.
@@ -194,12 +194,73 @@ pub enum Command {
         machine: Uuid,
         /// What it sent.
         body: String,
+        /// What it says of its install, by a token that was found to be its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        verdict: Option<Verdict>,
+        /// The node that it called.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<NodeId>,
+    },
+    /// A machine is to be installed: it boots `bootenv` until it says that it is.
+    OrderInstall {
+        /// Which machine.
+        machine: Uuid,
+        /// What installs it.
+        bootenv: String,
+        /// Attempts that it may take; as the settings say if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attempts: Option<u32>,
+    },
+    /// A node is about to let a machine have the script of an attempt: opens the next one, goes on
+    /// with the present one, or ends the order when it has used up its attempts.
+    OpenAttempt {
+        /// Which machine.
+        machine: Uuid,
+        /// The order that the node read.
+        order: Revision,
+        /// Which node.
+        node: NodeId,
+    },
+    /// An order to install a machine is taken back.
+    CancelInstall {
+        /// Which machine.
+        machine: Uuid,
+    },
+    /// A machine is to stay as it is until it is unlocked.
+    LockMachine {
+        /// Which machine.
+        machine: Uuid,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A machine may be changed again.
+    UnlockMachine {
+        /// Which machine.
+        machine: Uuid,
+    },
+    /// What a node saw of machines that boot; those that are gone are passed over. At most
+    /// [`Command::SEEN_MAX`].
+    Saw {
+        /// Which node.
+        node: NodeId,
+        /// What, in the order of time.
+        seen: Vec<Seen>,
+    },
+    /// Leader's housekeeping: nothing was seen of a machine that boots for too long.
+    BootStalled {
+        /// Which machine.
+        machine: Uuid,
+        /// The node that leads.
+        node: NodeId,
     },
 }
 
 impl Command {
     /// Commands in one `Many`.
     pub const MANY_MAX: usize = 10_000;
+
+    /// Facts in one `Saw`.
+    pub const SEEN_MAX: usize = 256;
 }
 
 /// What founding writes.
@@ -332,6 +393,22 @@ pub enum Effect {
     Member(NodeId),
     /// So many leases were ended or freed.
     Ended(u32),
+    /// An order to install a machine, as it is now.
+    Install(Box<Install>),
+    /// A callback was kept, and its token was this.
+    Reported(TokenUse),
+}
+
+/// What a callback's token did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenUse {
+    /// It ended the install.
+    Used,
+    /// It said again what it had said before.
+    Repeated,
+    /// Nothing: its attempt is over.
+    Spent,
 }
 
 /// Why a command was refused: data, replicated, with a stable code and advice.
@@ -390,6 +467,17 @@ pub enum Rejection {
         /// Who names it.
         by: String,
     },
+    /// The machine is locked.
+    #[error(
+        "machine `{machine}` is locked{}; `muster machines unlock {machine}` frees it",
+        told(.reason)
+    )]
+    Locked {
+        /// Its name.
+        machine: String,
+        /// Why, if its locker said so.
+        reason: String,
+    },
     /// The address belongs to another client, or may not be given yet.
     #[error("address {address} is held for another client")]
     AddressTaken {
@@ -417,6 +505,7 @@ impl Rejection {
             Self::Stale { .. } => "stale",
             Self::Invalid { .. } => "invalid",
             Self::InUse { .. } => "in_use",
+            Self::Locked { .. } => "locked",
             Self::AddressTaken { .. } => "address_taken",
             Self::NotForClient { .. } => "not_for_client",
             Self::TokenRefused => "token_refused",
@@ -424,5 +513,13 @@ impl Rejection {
             Self::KeyReused => "key_reused",
             Self::KeysFull => "keys_full",
         }
+    }
+}
+
+/// A reason, as it follows a statement.
+fn told(reason: &str) -> String {
+    match reason {
+        "" => String::new(),
+        reason => format!(" ({reason})"),
     }
 }

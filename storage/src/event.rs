@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::Actor;
-use crate::model::{Alert, BootReport, Lease, LeaseState, Member, Object, Revision, Timestamp};
+use crate::model::{
+    Alert, BootReport, Install, Lease, LeaseState, Lock, Member, Object, Revision, Timestamp,
+};
 
 /// One thing that changed, numbered by the revision that changed it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,6 +62,10 @@ pub enum Subject {
     Member(Member),
     /// A machine's callback.
     Report(BootReport),
+    /// An order to install a machine.
+    Install(Install),
+    /// What keeps a machine as it is.
+    Lock(Lock),
     /// What a node saw and people should look into.
     Alert(Alert),
 }
@@ -72,6 +78,8 @@ impl Subject {
             Self::Lease(_) => "lease",
             Self::Member(_) => "node",
             Self::Report(_) => "report",
+            Self::Install(_) => "install",
+            Self::Lock(_) => "lock",
             Self::Alert(_) => "alert",
         }
     }
@@ -83,6 +91,8 @@ impl Subject {
             Self::Lease(lease) => lease.address.to_string(),
             Self::Member(member) => member.name.clone(),
             Self::Report(report) => report.machine.to_string(),
+            Self::Install(install) => install.machine.to_string(),
+            Self::Lock(lock) => lock.machine.to_string(),
             Self::Alert(alert) => alert.trouble.label().to_owned(),
         }
     }

@@ -11,9 +11,9 @@ use std::path::Path;
 
 use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding, Traits};
 use muster_storage::model::{
-    Alert, Artifact, Bootenv, Class, Condition, JoinToken, Machine, Member, Object, ObjectKind,
-    Octets, Param, Profile, RenderedFile, Reservation, Settings, Sha256, Subnet, Template,
-    TextOctets, Token, Trouble,
+    Alert, Artifact, Attempt, Bootenv, Class, Condition, InstallPhase, JoinToken, Machine, Member,
+    Object, ObjectKind, Octets, Param, Profile, RenderedFile, Reservation, Seen, Settings, Sha256,
+    Status, Step, Subnet, Template, TextOctets, Token, Trouble, Verdict,
 };
 use muster_storage::{
     Actor, Command, Entry, Mac, NodeId, Proposal, Remember, RequestId, Revision, State, Timestamp,
@@ -23,6 +23,54 @@ use serde_json::json;
 use uuid::Uuid;
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 0, 0, 0x50]);
+
+const MACHINE: Uuid = Uuid::from_u128(0x11);
+
+/// Revision of the second order to install the machine: its place among the samples.
+fn order() -> Revision {
+    Revision::new(29, 0)
+}
+
+fn order_install(attempts: Option<u32>) -> (&'static str, Command) {
+    let command = Command::OrderInstall {
+        machine: MACHINE,
+        bootenv: "lab".into(),
+        attempts,
+    };
+    ("order_install", command)
+}
+
+/// One of each.
+fn steps() -> Vec<Step> {
+    let address = [10, 77, 0, 50].into();
+    let path = || "lab/vmlinuz".to_owned();
+    vec![
+        Step::Offered { address },
+        Step::Bound { address },
+        Step::Loader {
+            name: "snponly.efi".into(),
+        },
+        Step::Script {
+            boots: "hold".into(),
+            revision: Revision(7),
+            attempt: None,
+        },
+        Step::Kernel { path: path() },
+        Step::Initrd { path: path() },
+        Step::File { path: path() },
+        Step::Reported,
+        Step::Install {
+            phase: InstallPhase::Cancelled,
+            why: "admin cancelled it".into(),
+        },
+        Step::Stalled,
+        Step::Script {
+            boots: "lab".into(),
+            revision: Revision(7),
+            attempt: Some(1),
+        },
+    ]
+}
 
 fn member(name: &str, last: u8) -> Member {
     Member {
@@ -98,9 +146,10 @@ fn objects() -> Vec<Object> {
                 path: "hello.cfg".into(),
                 template: "hello.cfg".into(),
             }],
+            installs: true,
         }),
         Object::Machine(Machine {
-            uuid: Uuid::from_u128(0x11),
+            uuid: MACHINE,
             name: "m1".into(),
             macs: vec![MAC],
             bootenv: "lab".into(),
@@ -320,8 +369,78 @@ fn samples() -> Vec<(&'static str, Command)> {
         (
             "report",
             Command::Report {
-                machine: Uuid::from_u128(0x11),
+                machine: MACHINE,
                 body: "up".into(),
+                verdict: None,
+                node: None,
+            },
+        ),
+        (
+            "lock_machine",
+            Command::LockMachine {
+                machine: MACHINE,
+                reason: "holds the database".into(),
+            },
+        ),
+        (
+            "unlock_machine",
+            Command::UnlockMachine { machine: MACHINE },
+        ),
+        order_install(Some(2)),
+        (
+            "cancel_install",
+            Command::CancelInstall { machine: MACHINE },
+        ),
+        order_install(None),
+        (
+            "open_attempt",
+            Command::OpenAttempt {
+                machine: MACHINE,
+                order: order(),
+                node: NodeId(1),
+            },
+        ),
+        (
+            "saw",
+            Command::Saw {
+                node: NodeId(1),
+                seen: steps()
+                    .into_iter()
+                    .map(|step| Seen {
+                        machine: MACHINE,
+                        at: Timestamp(1_900_000_000_500),
+                        step,
+                    })
+                    .collect(),
+            },
+        ),
+        (
+            "boot_stalled",
+            Command::BootStalled {
+                machine: MACHINE,
+                node: NodeId(1),
+            },
+        ),
+        (
+            "report",
+            Command::Report {
+                machine: MACHINE,
+                body: "installed".into(),
+                verdict: Some(Verdict {
+                    attempt: Attempt {
+                        order: order(),
+                        number: 1,
+                    },
+                    status: Status::Done,
+                }),
+                node: Some(NodeId(1)),
+            },
+        ),
+        (
+            "lock_machine",
+            Command::LockMachine {
+                machine: MACHINE,
+                reason: String::new(),
             },
         ),
         ("expire", Command::Expire),
@@ -362,10 +481,17 @@ fn name_of(command: &Command) -> &'static str {
         Command::RevokeTokens { .. } => "revoke_tokens",
         Command::Alert(_) => "alert",
         Command::Report { .. } => "report",
+        Command::OrderInstall { .. } => "order_install",
+        Command::OpenAttempt { .. } => "open_attempt",
+        Command::CancelInstall { .. } => "cancel_install",
+        Command::LockMachine { .. } => "lock_machine",
+        Command::UnlockMachine { .. } => "unlock_machine",
+        Command::Saw { .. } => "saw",
+        Command::BootStalled { .. } => "boot_stalled",
     }
 }
 
-const COMMANDS: usize = 23;
+const COMMANDS: usize = 30;
 
 fn entries() -> Vec<(&'static str, Entry)> {
     samples()

@@ -389,6 +389,7 @@ fn what_is_named_can_be_missing_but_not_removed() {
             path: "f".into(),
             template: "t".into(),
         }],
+        installs: false,
     }));
     assert_eq!(
         problems(&log, ObjectKind::Bootenv, "b"),

@@ -11,9 +11,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::extract::{Key, Params};
-use crate::Shared;
 use crate::problem::Problem;
 use crate::template::{self, Job, NodeView, RenderContext};
+use crate::{Shared, machine_token, view};
 
 pub fn router() -> Router<Shared> {
     Router::new().route("/explain", get(explain))
@@ -46,6 +46,7 @@ async fn render(
             machine: Some(machine),
             node,
             nodes,
+            token: Some(machine_token::HIDDEN.to_owned()),
         };
         Ok(Job::named(state, &context, &template))
     })?;
@@ -97,7 +98,12 @@ fn explain_in(
         plan.machine.map(|machine| machine.name.clone()).into(),
     );
     add("rule", plan.rule.into());
+    let uuid = plan.machine.map(|machine| machine.uuid);
+    if let Some(install) = uuid.and_then(|uuid| state.install(uuid)) {
+        add("install", view::install(state, install));
+    }
     let mut arguments = None;
+    let fenced = matches!(plan.target, BootTarget::Install { .. });
     match plan.target {
         BootTarget::Local => {
             add("target", "local".into());
@@ -106,7 +112,7 @@ fn explain_in(
             add("target", "hold".into());
             add("reason", reason.into());
         }
-        BootTarget::Bootenv(bootenv) => {
+        BootTarget::Bootenv(bootenv) | BootTarget::Install { bootenv, .. } => {
             let artifact = |path: &String| {
                 let found = state.artifact(path);
                 json!({"path": path, "sha256": found.map(|a| a.sha256.to_string()), "size": found.map(|a| a.size)})
@@ -115,8 +121,10 @@ fn explain_in(
                 machine: plan.machine,
                 node: node.clone(),
                 nodes: nodes.to_vec(),
+                token: Some(machine_token::HIDDEN.to_owned()),
             };
-            add("target", "bootenv".into());
+            let target = if fenced { "install" } else { "bootenv" };
+            add("target", target.into());
             add("bootenv", bootenv.name.clone().into());
             add("kernel", bootenv.kernel.as_ref().map(artifact).into());
             add("initrds", bootenv.initrds.iter().map(artifact).collect());

@@ -8,6 +8,7 @@ mod cluster;
 mod events;
 mod extract;
 mod health;
+mod installs;
 mod layers;
 mod leases;
 mod nodes;
@@ -38,7 +39,9 @@ pub fn router(app: Shared) -> Router {
     for kind in ObjectKind::ALL {
         let resource = match kind {
             ObjectKind::Artifact => artifacts::router(),
-            ObjectKind::Machine => objects::plain_router().merge(boot::machine_router()),
+            ObjectKind::Machine => objects::plain_router()
+                .merge(boot::machine_router())
+                .merge(installs::machine_router()),
             ObjectKind::User => objects::plain_router().merge(users::router()),
             ObjectKind::Subnet
             | ObjectKind::Reservation

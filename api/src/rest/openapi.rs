@@ -71,6 +71,32 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ),
     (
         "post",
+        "/machines/{key}/install",
+        "Order a machine to be installed: {bootenv, attempts}",
+    ),
+    (
+        "get",
+        "/machines/{key}/install",
+        "The last order to install a machine, and how far it has come",
+    ),
+    (
+        "delete",
+        "/machines/{key}/install",
+        "Cancel the install of a machine, which boots its disk",
+    ),
+    (
+        "put",
+        "/machines/{key}/lock",
+        "Keep a machine from being changed, installed or deleted: {reason}",
+    ),
+    ("delete", "/machines/{key}/lock", "Unlock a machine"),
+    (
+        "get",
+        "/machines/{key}/timeline",
+        "What nodes saw of how a machine boots, the last facts",
+    ),
+    (
+        "post",
         "/users/{name}/tokens",
         "Make a token of a user: {ttl_secs}",
     ),

@@ -74,6 +74,8 @@ pub struct RenderContext<'a> {
     pub node: NodeView,
     /// All live nodes, the answering one first.
     pub nodes: Vec<NodeView>,
+    /// The machine's token, in what it is given itself; absent while none is good.
+    pub token: Option<String>,
 }
 
 impl RenderContext<'_> {
@@ -117,9 +119,13 @@ impl RenderContext<'_> {
             "url": self.node.machine_url(machine),
             "urls": urls,
         });
-        if let (Some(address), Some(fields)) = (address, value.as_object_mut()) {
-            // Absent, not null, so that a template that needs it fails where it is missing.
-            fields.insert("address".to_owned(), Value::String(address));
+        // Absent, not null, so that a template that needs it fails where it is missing.
+        let optional = [("address", address), ("token", self.token.clone())];
+        if let Some(fields) = value.as_object_mut() {
+            let given = optional
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value?)));
+            fields.extend(given.map(|(name, value)| (name.to_owned(), Value::String(value))));
         }
         value
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Extension, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
@@ -16,13 +16,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use muster_api::server::{Shares, count_malformed};
-use muster_storage::{Actor, Command, Proposal, Rejection, RequestId};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
+use super::report::report;
 use super::target::Target;
 use super::tree::{Client, Content, Problem, Tree};
 use super::{DRAIN, metrics};
@@ -32,12 +31,6 @@ const CONNECTIONS_MAX: usize = 4096;
 
 /// How long a connection may be idle, or take to send the head of a request.
 const IDLE: Duration = Duration::from_secs(75);
-
-/// Longest body of a report.
-const REPORT_MAX: usize = 64 * 1024;
-
-/// How long a machine may take to send a report.
-const REPORT_TIME: Duration = Duration::from_secs(15);
 
 /// Serves until `stop`, then lets running requests end within [`DRAIN`].
 pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationToken) {
@@ -154,7 +147,7 @@ async fn get(tree: &Tree, target: &Target, client: Client, request: &Parts) -> R
     }
 }
 
-fn refused(problem: &Problem) -> Response {
+pub(super) fn refused(problem: &Problem) -> Response {
     let status = match problem {
         Problem::NotFound(_) => StatusCode::NOT_FOUND,
         Problem::Unconfirmed | Problem::Interrupted | Problem::Peers => {
@@ -168,14 +161,14 @@ fn refused(problem: &Problem) -> Response {
     refusal(status, &problem.to_string())
 }
 
-fn refusal(status: StatusCode, text: &str) -> Response {
+pub(super) fn refusal(status: StatusCode, text: &str) -> Response {
     (status, format!("{text}\n")).into_response()
 }
 
 /// The part of the content that the request wants.
 async fn content_response(
     tree: &Tree,
-    content: Content,
+    mut content: Content,
     head: bool,
     request: &HeaderMap,
 ) -> Result<Response, Problem> {
@@ -213,10 +206,18 @@ async fn content_response(
         &octets.to_string(),
     );
     if !head {
+        let mut left = octets;
+        let mut fact = content.fact.take().filter(|_| range.end == length);
         let chunks = content.chunks(tree.cluster(), range).await?;
-        *response.body_mut() = Body::from_stream(chunks.inspect(|chunk| {
+        *response.body_mut() = Body::from_stream(chunks.inspect(move |chunk| {
             if let Ok(chunk) = chunk {
                 metrics::sent(chunk.len() as u64);
+                left = left.saturating_sub(chunk.len() as u64);
+                if left == 0
+                    && let Some(fact) = fact.take()
+                {
+                    fact.sent();
+                }
             }
         }));
     }
@@ -280,79 +281,6 @@ fn part(range: &str, length: u64) -> Wanted {
     } else {
         Wanted::Part(range)
     }
-}
-
-/// Takes a machine's callback: its body, or its query.
-async fn report(tree: &Tree, machine: Uuid, head: &Parts, body: Body) -> Response {
-    let body = match head.method {
-        Method::GET => Bytes::copy_from_slice(head.uri.query().unwrap_or_default().as_bytes()),
-        Method::POST => {
-            let read = axum::body::to_bytes(body, REPORT_MAX);
-            match timeout(REPORT_TIME, read).await {
-                Ok(Ok(body)) => body,
-                Ok(Err(_)) => {
-                    let problem = format!("a report has at most {REPORT_MAX} octets");
-                    return refusal(StatusCode::PAYLOAD_TOO_LARGE, &problem);
-                }
-                Err(_) => {
-                    return refusal(
-                        StatusCode::REQUEST_TIMEOUT,
-                        "the report did not come in time",
-                    );
-                }
-            }
-        }
-        _ => {
-            let refusal = refusal(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "reports are sent by GET or POST",
-            );
-            return ([(header::ALLOW, "GET, POST")], refusal).into_response();
-        }
-    };
-    if body.len() > REPORT_MAX {
-        return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the report is too long");
-    }
-    match tree.knows_machine(machine).await {
-        Ok(true) => {}
-        Ok(false) => return refusal(StatusCode::NOT_FOUND, "there is no such machine"),
-        Err(problem) => return refused(&problem),
-    }
-    let proposal = Proposal {
-        request: RequestId(Uuid::new_v4()),
-        actor: Actor(format!("machine:{machine}")),
-        if_match: None,
-        remember: None,
-        command: Command::Report {
-            machine,
-            body: text(&body),
-        },
-    };
-    match tree.cluster().propose(proposal).await {
-        Ok(outcome) => match outcome.result {
-            Ok(_) => (StatusCode::OK, "committed\n").into_response(),
-            Err(rejection @ Rejection::NotFound { .. }) => {
-                refusal(StatusCode::NOT_FOUND, &rejection.to_string())
-            }
-            Err(rejection) => refusal(StatusCode::CONFLICT, &rejection.to_string()),
-        },
-        Err(error) => refusal(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &format!("the report is not committed: {error}"),
-        ),
-    }
-}
-
-/// What a machine sent, as text of at most [`REPORT_MAX`] octets.
-fn text(body: &[u8]) -> String {
-    let mut text = String::from_utf8_lossy(body).into_owned();
-    // A replaced octet takes three.
-    let mut end = text.len().min(REPORT_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    text
 }
 
 #[cfg(test)]

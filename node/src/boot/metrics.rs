@@ -13,6 +13,7 @@ const CONNECTIONS: &str = "muster_boot_connections";
 const TFTP_TRANSFERS: &str = "muster_tftp_transfers_total";
 const TFTP_ACTIVE: &str = "muster_tftp_transfers_active";
 const TFTP_OCTETS: &str = "muster_tftp_octets_total";
+const FACTS_DROPPED: &str = "muster_boot_facts_dropped_total";
 
 /// Tells the exporter what each is.
 pub fn describe() {
@@ -33,6 +34,10 @@ pub fn describe() {
         "TFTP requests by result: read (all octets were taken), cut, not_found, denied (a write), busy (too many transfers), failed; what is no request is not answered and not counted"
     );
     describe_gauge!(TFTP_ACTIVE, "TFTP transfers that run");
+    describe_counter!(
+        FACTS_DROPPED,
+        "Facts of machines' timelines for which there was no room, or of which it is not known whether they were written"
+    );
     describe_counter!(TFTP_OCTETS, Unit::Bytes, "Octets handed to TFTP transfers");
 }
 
@@ -61,6 +66,11 @@ pub(crate) fn transferred(result: &'static str, octets: u64) {
 /// TFTP transfers run.
 pub(crate) fn transfers(active: usize) {
     gauge!(TFTP_ACTIVE).set(count(active));
+}
+
+/// Facts are not written, or perhaps not.
+pub(crate) fn facts_dropped(count: usize) {
+    counter!(FACTS_DROPPED).increment(count as u64);
 }
 
 /// Exact for any count of open sockets.

@@ -5,8 +5,11 @@
 //! and files are rendered when they are asked for.
 
 mod artifacts;
+pub mod facts;
+mod fence;
 mod http;
 pub mod metrics;
+mod report;
 pub mod script;
 mod target;
 mod tree;
@@ -22,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use artifacts::Reader;
+pub use facts::Recorder;
 pub use target::Target;
 pub use tree::{Client, Content, Problem, Source, Tree};
 
@@ -34,6 +38,8 @@ pub struct Options {
     pub advertise: IpAddr,
     /// Directory of first-stage loaders.
     pub loader_dir: PathBuf,
+    /// Where it is noted what machines fetch.
+    pub recorder: Recorder,
 }
 
 /// Why the boot service could not start.
@@ -80,7 +86,7 @@ pub async fn serve_on(
         loaders = %options.loader_dir.display(),
         "serving boot requests"
     );
-    let tree = Tree::new(cluster, &options.loader_dir);
+    let tree = Tree::new(cluster, &options.loader_dir, options.recorder);
     http::serve(listener, tree, stop).await;
 }
 

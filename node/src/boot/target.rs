@@ -92,7 +92,8 @@ impl Target {
     }
 }
 
-fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+/// A parameter of a query, decoded.
+pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     query?
         .split('&')
         .filter_map(|pair| pair.split_once('='))

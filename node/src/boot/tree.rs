@@ -7,15 +7,18 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
+use muster_api::machine_token;
 use muster_api::template::{self, Job, NodeView, RenderContext};
 use muster_raft::Cluster;
-use muster_storage::State;
-use muster_storage::model::{LeaseState, Mac, Sha256};
+use muster_storage::model::{Attempt, Bootenv, LOCAL, LeaseState, Mac, Settings, Sha256, Step};
 use muster_storage::state::{BootClient, BootTarget};
+use muster_storage::{Revision, State};
 use sha2::Digest as _;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::facts::{OnceSent, Recorder};
+use super::fence;
 use super::script::{self, File, Heading, Task};
 use super::target::Target;
 
@@ -24,6 +27,9 @@ const CONFIRM: Duration = Duration::from_millis(200);
 
 /// How long to wait for it when this node knows nothing of what is asked for.
 const CATCH_UP: Duration = Duration::from_millis(500);
+
+/// How often it is looked again what a machine is to do, when that changes while it is found out.
+const ROUNDS: usize = 4;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +49,8 @@ pub struct Content {
     pub media: &'static str,
     /// Where the octets are.
     pub source: Source,
+    /// What is known of a machine once all octets are sent.
+    pub fact: Option<OnceSent>,
 }
 
 /// Where octets are.
@@ -84,14 +92,16 @@ pub enum Problem {
 pub struct Tree {
     cluster: Cluster,
     loader_dir: Arc<Path>,
+    recorder: Recorder,
 }
 
 impl Tree {
     /// The tree as this node serves it.
-    pub fn new(cluster: Cluster, loader_dir: &Path) -> Self {
+    pub fn new(cluster: Cluster, loader_dir: &Path, recorder: Recorder) -> Self {
         Self {
             cluster,
             loader_dir: loader_dir.into(),
+            recorder,
         }
     }
 
@@ -105,6 +115,12 @@ impl Tree {
     /// # Errors
     /// When there is nothing, or it cannot be had now.
     pub async fn find(&self, target: &Target, client: Client) -> Result<Content, Problem> {
+        let content = self.content(target, client).await?;
+        let fact = self.fact(target, client);
+        Ok(Content { fact, ..content })
+    }
+
+    async fn content(&self, target: &Target, client: Client) -> Result<Content, Problem> {
         match target {
             Target::Script { mac } => self.script(*mac, client).await,
             Target::Artifact { path, sha256 } => self.artifact(path, *sha256).await,
@@ -159,11 +175,7 @@ impl Tree {
             confirmed,
         };
         let task = match mac {
-            Some(mac) if known || confirmed => {
-                let work = |state: &State| plan(state, mac, &nodes, &mut heading);
-                let work = self.cluster.read(work);
-                self.task(work).await
-            }
+            Some(mac) if known || confirmed => self.task_of(mac, &mut nodes, &mut heading).await,
             None if confirmed => Task::Identify,
             // Others may know the client: this node is asked last.
             mac => {
@@ -182,6 +194,83 @@ impl Tree {
         Ok(text_content(script::text(&heading, &task, &nodes)))
     }
 
+    /// What the machine with this MAC is to do now. What can destroy its data it gets only for an
+    /// attempt that is open by then.
+    async fn task_of(&self, mac: Mac, nodes: &mut [NodeView], heading: &mut Heading) -> Task {
+        let mut attempt = None;
+        for _ in 0..ROUNDS {
+            let planned = self.cluster.read(|state| {
+                let work = plan(&self.cluster, state, mac, nodes, attempt, heading);
+                (
+                    work,
+                    state.machine_with_mac(mac).map(|machine| machine.uuid),
+                )
+            });
+            match planned {
+                (Err(Unopened { machine, order }), _) => {
+                    match fence::open(&self.cluster, machine, order).await {
+                        Ok(opened) => attempt = opened,
+                        Err(error) => {
+                            nodes.rotate_left(1.min(nodes.len()));
+                            return Task::Hold {
+                                lines: vec![format!("an install needs a quorum: {error}")],
+                                wait_secs: script::RETRY_SECS,
+                            };
+                        }
+                    }
+                }
+                (Ok(work), machine) => {
+                    if let Some(machine) = machine {
+                        self.recorder.asked(heading.address, machine);
+                        // That of an attempt is written with it.
+                        if attempt.is_none() {
+                            let step = work.step(heading.revision);
+                            self.recorder.note(machine, step);
+                        }
+                    }
+                    return self.task(work).await;
+                }
+            }
+        }
+        Task::Hold {
+            lines: vec!["the order to install it changes all the time".to_owned()],
+            wait_secs: script::RETRY_SECS,
+        }
+    }
+
+    /// What is known of the client's machine once it has all that is at `target`.
+    fn fact(&self, target: &Target, client: Client) -> Option<OnceSent> {
+        let step: Box<dyn FnOnce(&Bootenv) -> Step> = match target {
+            Target::Artifact { path, .. } => {
+                let path = path.clone();
+                Box::new(move |bootenv| match bootenv {
+                    it if it.kernel.as_ref() == Some(&path) => Step::Kernel { path },
+                    it if it.initrds.contains(&path) => Step::Initrd { path },
+                    _ => Step::File { path },
+                })
+            }
+            Target::File { path, .. } => {
+                let path = path.clone();
+                Box::new(move |_| Step::File { path })
+            }
+            Target::Loader { name } => {
+                let name = name.clone();
+                Box::new(move |_| Step::Loader { name })
+            }
+            Target::Script { .. } | Target::Report { .. } => return None,
+        };
+        let machine = match target {
+            Target::File { machine, .. } => *machine,
+            _ => self.recorder.machine_at(client.address)?,
+        };
+        let step = self.cluster.read(|state| {
+            let found = state.machine_with_uuid(machine)?;
+            let none = Bootenv::default();
+            Some(step(state.bootenv(&found.bootenv).unwrap_or(&none)))
+        })?;
+        Some(OnceSent::new(&self.recorder, machine, step))
+    }
+
     /// Does what is left to do without the state. A bad template holds its machines, visibly.
     async fn task(&self, work: Work) -> Task {
         let (kernel, initrds, jobs) = match work {
@@ -190,6 +279,7 @@ impl Tree {
                 kernel,
                 initrds,
                 args,
+                ..
             } => (kernel, initrds, args),
         };
         match self.render(jobs).await {
@@ -252,6 +342,7 @@ impl Tree {
             etag: sha256.to_string(),
             media: "application/octet-stream",
             source,
+            fact: None,
         })
     }
 
@@ -266,6 +357,7 @@ impl Tree {
                 machine: Some(machine),
                 node: node.clone(),
                 nodes: nodes.clone(),
+                token: token(&self.cluster, state, machine.uuid),
             };
             Some(Job::named(state, &context, &file.template))
         };
@@ -317,6 +409,7 @@ impl Tree {
             ),
             media: "application/octet-stream",
             source: Source::File(path),
+            fact: None,
         })
     }
 }
@@ -325,6 +418,8 @@ impl Tree {
 enum Work {
     Ready(Task),
     Kernel {
+        /// Its name.
+        bootenv: String,
         kernel: File,
         initrds: Vec<File>,
         /// Renders the arguments, one for each node.
@@ -332,8 +427,38 @@ enum Work {
     },
 }
 
-/// What the machine with this MAC is to do, for each of the nodes; completes the heading.
-fn plan(state: &State, mac: Mac, nodes: &[NodeView], heading: &mut Heading) -> Work {
+/// No attempt is open yet: one has to be before anything is served.
+struct Unopened {
+    machine: Uuid,
+    order: Revision,
+}
+
+impl Work {
+    /// The fact that it is served.
+    fn step(&self, revision: Revision) -> Step {
+        let boots = match self {
+            Self::Ready(Task::Local) => LOCAL.to_owned(),
+            Self::Kernel { bootenv, .. } => bootenv.clone(),
+            Self::Ready(_) => Settings::hold(),
+        };
+        Step::Script {
+            boots,
+            revision,
+            attempt: None,
+        }
+    }
+}
+
+/// What the machine with this MAC is to do, for each of the nodes, `attempt` to install it being
+/// open; completes the heading.
+fn plan(
+    cluster: &Cluster,
+    state: &State,
+    mac: Mac,
+    nodes: &[NodeView],
+    attempt: Option<Attempt>,
+    heading: &mut Heading,
+) -> Result<Work, Unopened> {
     let plan = state.boot_plan(&BootClient { mac });
     heading.machine = plan.machine.map(|machine| machine.name.clone());
     heading.rule = plan.rule;
@@ -344,43 +469,66 @@ fn plan(state: &State, mac: Mac, nodes: &[NodeView], heading: &mut Heading) -> W
             wait_secs: script::HOLD_SECS,
         })
     };
-    match plan.target {
-        BootTarget::Local => Work::Ready(Task::Local),
-        BootTarget::Hold { reason } => hold(&reason),
-        BootTarget::Bootenv(bootenv) => {
-            let pin = |path: &String| {
-                Some(File {
-                    path: path.clone(),
-                    sha256: state.artifact(path)?.sha256,
-                })
-            };
-            let kernel = bootenv.kernel.as_ref().and_then(pin);
-            let initrds: Option<Vec<File>> = bootenv.initrds.iter().map(pin).collect();
-            match (kernel, initrds) {
-                (Some(kernel), Some(initrds)) => Work::Kernel {
-                    kernel,
-                    initrds,
-                    args: nodes
-                        .iter()
-                        .map(|node| {
-                            let context = RenderContext {
-                                machine: plan.machine,
-                                node: node.clone(),
-                                nodes: nodes.to_vec(),
-                            };
-                            Job::text(state, &context, &bootenv.kernel_args)
-                        })
-                        .collect(),
-                },
-                // `boot_plan` gives no such bootenv; if it did, saying so is better than silence.
-                _ => hold(&format!("bootenv {} lacks an artifact", bootenv.name)),
+    let bootenv = match plan.target {
+        BootTarget::Local => return Ok(Work::Ready(Task::Local)),
+        BootTarget::Hold { reason } => return Ok(hold(&reason)),
+        BootTarget::Install { install, bootenv } => {
+            if !attempt.is_some_and(|attempt| install.admits(attempt)) {
+                return Err(Unopened {
+                    machine: install.machine,
+                    order: install.order,
+                });
             }
+            bootenv
         }
-    }
+        BootTarget::Bootenv(bootenv) => bootenv,
+    };
+    let pin = |path: &String| {
+        Some(File {
+            path: path.clone(),
+            sha256: state.artifact(path)?.sha256,
+        })
+    };
+    let kernel = bootenv.kernel.as_ref().and_then(pin);
+    let initrds: Option<Vec<File>> = bootenv.initrds.iter().map(pin).collect();
+    let (Some(kernel), Some(initrds)) = (kernel, initrds) else {
+        // `boot_plan` gives no such bootenv; if it did, saying so is better than silence.
+        let reason = format!("bootenv {} lacks an artifact", bootenv.name);
+        return Ok(hold(&reason));
+    };
+    let token = plan
+        .machine
+        .and_then(|machine| token(cluster, state, machine.uuid));
+    let argument = |node: &NodeView| {
+        let context = RenderContext {
+            machine: plan.machine,
+            node: node.clone(),
+            nodes: nodes.to_vec(),
+            token: token.clone(),
+        };
+        Job::text(state, &context, &bootenv.kernel_args)
+    };
+    Ok(Work::Kernel {
+        bootenv: bootenv.name.clone(),
+        kernel,
+        initrds,
+        args: nodes.iter().map(argument).collect(),
+    })
+}
+
+/// The token of a machine that is being installed.
+fn token(cluster: &Cluster, state: &State, machine: Uuid) -> Option<String> {
+    let install = state.active_install(machine)?;
+    let attempt = Attempt {
+        order: install.order,
+        number: install.attempt,
+    };
+    let open = install.admits(attempt);
+    machine_token::issue(cluster, machine, attempt).filter(|_| open)
 }
 
 /// The hardware address behind a leased address.
-fn leased_to(state: &State, address: IpAddr) -> Option<Mac> {
+pub(super) fn leased_to(state: &State, address: IpAddr) -> Option<Mac> {
     let IpAddr::V4(address) = address.to_canonical() else {
         return None;
     };
@@ -396,5 +544,6 @@ fn text_content(text: String) -> Content {
         etag,
         media: "text/plain; charset=utf-8",
         source: Source::Text(text),
+        fact: None,
     }
 }

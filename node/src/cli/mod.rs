@@ -46,7 +46,8 @@ impl Error {
                 status: 404 | 410, ..
             }) => 3,
             Self::Api(ClientError::Problem {
-                status: 409 | 412, ..
+                status: 409 | 412 | 423,
+                ..
             }) => 4,
             Self::Api(ClientError::Problem {
                 status: 503 | 504, ..
@@ -117,7 +118,7 @@ async fn online(context: &Context, command: Command) -> Result<(), Error> {
             let call = Call::new(Method::GET, &["boot", "explain"]).query("mac", mac);
             context.printer.object(&context.client.json(call).await?)
         }
-        Command::Machines(verb) => resource::run(context, "machines", verb).await,
+        Command::Machines(verb) => resource::machines::run(context, verb).await,
         Command::Subnets(verb) => resource::run(context, "subnets", verb).await,
         Command::Reservations(verb) => resource::run(context, "reservations", verb).await,
         Command::Templates(verb) => resource::run(context, "templates", verb).await,

@@ -225,6 +225,17 @@ fn of_row(state: &State, row: Row) -> Option<(Revision, String, Value)> {
             let object = json!({"machine": report.machine, "at": view::time(report.at), "body": report.body});
             (whole, "report".into(), object)
         }
+        Row::Install(install) => (whole, "install".into(), view::install(state, &install)),
+        Row::Lock(lock) => (whole, "lock".into(), view::lock(state, &lock)),
+        Row::Timeline(timeline) => {
+            let facts: Vec<Value> = timeline
+                .facts
+                .iter()
+                .map(|it| view::fact(state, it))
+                .collect();
+            let object = json!({"machine": timeline.machine, "facts": facts});
+            (whole, "timeline".into(), object)
+        }
     })
 }
 
@@ -248,7 +259,11 @@ fn of_change<'a>(state: &State, change: &'a Change) -> (&'a str, Value) {
                 object: lease.clone(),
             },
         ),
-        Subject::Member(_) | Subject::Report(_) | Subject::Alert(_) => view::change(state, change)
+        Subject::Member(_)
+        | Subject::Report(_)
+        | Subject::Alert(_)
+        | Subject::Install(_)
+        | Subject::Lock(_) => view::change(state, change)
             .get("object")
             .cloned()
             .unwrap_or_default(),

@@ -40,6 +40,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::boot::Recorder;
 use conflict::Way;
 use inbox::Inbox;
 use interfaces::Interface;
@@ -68,6 +69,8 @@ pub struct Options {
     pub tftp_port: u16,
     /// Address at which machines behind relays reach this node.
     pub advertise: IpAddr,
+    /// Where it is noted which machines boot.
+    pub recorder: Recorder,
 }
 
 /// Why DHCP cannot be served.

@@ -29,6 +29,8 @@ pub async fn render(cluster: &Cluster, request: &Request) -> Rendered {
                 .and_then(|mac| state.machine_with_mac(mac)),
             node,
             nodes,
+            // It is for what the machine fetches: packets are for all to see.
+            token: None,
         };
         templates(state, request)
             .map(|text| (text.to_owned(), Job::text(state, &context, text)))

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use dhcproto::v4::MessageType;
 use muster_raft::Cluster;
-use muster_storage::model::NodeId;
+use muster_storage::model::{NodeId, Step};
 use muster_storage::{Actor, Command, Outcome, Proposal, RequestId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -437,6 +437,19 @@ impl Service {
         }
     }
 
+    /// Notes for the timeline of a machine that boots that it has an address.
+    fn note_boot(&self, request: &Request, reply: &Reply) {
+        let (Some(mac), Some(step)) = (request.client.mac, boot_step(request, reply)) else {
+            return;
+        };
+        let machine = self
+            .cluster
+            .read(|state| state.machine_with_mac(mac).map(|machine| machine.uuid));
+        if let Some(machine) = machine {
+            self.options.recorder.note(machine, step);
+        }
+    }
+
     fn send(
         &self,
         exchange: &Exchange,
@@ -460,6 +473,7 @@ impl Service {
         notices.extend(offered(reply, client));
         notices.push(Notice::Exchange(exchange.hash, Progress::Answered));
         metrics::answered(request.kind, reply, commit, exchange.received.elapsed());
+        self.note_boot(request, reply);
         if let Some(nak) = reply.nak {
             self.note_refusal(exchange, Refused::Nak(nak));
         }
@@ -470,6 +484,19 @@ impl Service {
             address = %reply.yiaddr,
             "answered"
         );
+    }
+}
+
+/// What a reply is in the boot of a machine. What runs renews without being booted.
+fn boot_step(request: &Request, reply: &Reply) -> Option<Step> {
+    let address = reply.yiaddr;
+    if !request.client.boots || !request.ciaddr.is_unspecified() || address.is_unspecified() {
+        return None;
+    }
+    match reply.kind {
+        MessageType::Offer => Some(Step::Offered { address }),
+        MessageType::Ack => Some(Step::Bound { address }),
+        _ => None,
     }
 }
 

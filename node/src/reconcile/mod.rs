@@ -4,17 +4,21 @@
 use std::time::Duration;
 
 use muster_raft::Cluster;
-use muster_storage::{Actor, Command, Proposal, RequestId, Revision, State, Timestamp};
+use muster_storage::{Actor, Command, NodeId, Proposal, RequestId, Revision, State, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 /// Between two looks.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Boots that are told of at a time: after an outage a whole hall may have come to nothing.
+const STALLED_MAX: usize = 64;
+
 /// What is to be written now. `applied_by_all` is the smallest revision that any member, learners
 /// included, has reported as applied; none while one has not said. `behind` is what the cluster's
-/// time should be, when the members' clocks agree that it is behind.
+/// time should be, when the members' clocks agree that it is behind. `leader` is the node that asks.
 pub fn plan(
     state: &State,
+    leader: NodeId,
     now: Timestamp,
     behind: Option<Timestamp>,
     applied_by_all: Option<Revision>,
@@ -24,7 +28,13 @@ pub fn plan(
     let reclaim = applied_by_all
         .filter(|revision| state.has_reclaimable(*revision))
         .map(|applied_by_all| Command::Reclaim { applied_by_all });
-    correct.into_iter().chain(expire).chain(reclaim).collect()
+    let stalled = state.stalled_boots(now).take(STALLED_MAX);
+    let stalled = stalled.map(|machine| Command::BootStalled {
+        machine,
+        node: leader,
+    });
+    let leases = correct.into_iter().chain(expire).chain(reclaim);
+    leases.chain(stalled).collect()
 }
 
 /// Writes what [`plan`] says, each second, while this node leads.
@@ -41,7 +51,8 @@ pub async fn run(cluster: Cluster, shutdown: CancellationToken) {
         }
         let applied_by_all = cluster.applied_by_all();
         let (now, behind) = (cluster.now(), cluster.time_behind());
-        let commands = cluster.read(|state| plan(state, now, behind, applied_by_all));
+        let commands =
+            cluster.read(|state| plan(state, cluster.node_id(), now, behind, applied_by_all));
         for command in commands {
             let proposal = Proposal {
                 request: RequestId(uuid::Uuid::new_v4()),

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::settings::Settings;
+use crate::boot::Recorder;
 use crate::config::ServeOptions;
 use crate::dhcp::{self, Interfaces};
 use crate::minority::Minority;
@@ -43,6 +44,7 @@ pub fn dhcp(
     cluster: &Cluster,
     options: &ServeOptions,
     settings: &Settings,
+    recorder: Recorder,
 ) -> Result<dhcp::Server, Error> {
     let dhcp_options = dhcp::Options {
         interfaces: interfaces(&options.dhcp_interfaces)?,
@@ -51,6 +53,7 @@ pub fn dhcp(
         boot_port: options.boot_port,
         tftp_port: options.tftp_port,
         advertise: settings.advertise,
+        recorder,
     };
     Ok(dhcp::Server::new(cluster.clone(), dhcp_options))
 }
@@ -62,6 +65,7 @@ pub fn start(
     settings: &Settings,
     dhcp: dhcp::Server,
     minority: Minority,
+    recorder: Recorder,
     stop: &CancellationToken,
 ) -> Services {
     let failed = |error: &dyn std::error::Error| Error::Service(muster_api::client::chain(error));
@@ -71,6 +75,7 @@ pub fn start(
         boot_port: options.boot_port,
         advertise: settings.advertise,
         loader_dir: options.loader_dir.clone(),
+        recorder: recorder.clone(),
     };
     let (own, token) = (cluster.clone(), stop.clone());
     services.spawn(async move {
@@ -84,6 +89,7 @@ pub fn start(
         boot_port: options.boot_port,
         advertise: settings.advertise,
         loader_dir: options.loader_dir.clone(),
+        recorder,
     };
     let (own, token) = (cluster.clone(), stop.clone());
     services.spawn(async move {

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 
+use crate::boot::facts::OnceSent;
 use crate::boot::{Client, Problem, Reader, Target, Tree, metrics};
 
 /// Transfers at a time; each has a socket and a buffer.
@@ -61,17 +62,18 @@ impl async_tftp::server::Handler for Handler {
         let path = path.to_string_lossy().into_owned();
         let mut opening = tokio::spawn(open(self.tree.clone(), Client { address }, path));
         let opened = timeout(PATIENCE, &mut opening).await;
-        let (state, length) = match opened {
+        let (state, length, fact) = match opened {
             Ok(opened) => {
-                let (reader, length) = settle(opened).map_err(|error| refusal(&error))?;
-                (State::Reading(reader), Some(length))
+                let (reader, length, fact) = settle(opened).map_err(|error| refusal(&error))?;
+                (State::Reading(reader), Some(length), fact)
             }
-            Err(_) => (State::Opening(opening), None),
+            Err(_) => (State::Opening(opening), None, None),
         };
         let transfer = Transfer {
             state,
             octets: 0,
             result: "cut",
+            fact,
             _place: place,
         };
         Ok((transfer, length))
@@ -89,7 +91,8 @@ impl async_tftp::server::Handler for Handler {
     }
 }
 
-type Opened = (Compat<Reader>, u64);
+/// What is read, how long it is, and what is known once it was read.
+type Opened = (Compat<Reader>, u64, Option<OnceSent>);
 
 async fn open(tree: Tree, client: Client, path: String) -> Result<Opened, Problem> {
     let (name, query) = match path.split_once('?') {
@@ -104,15 +107,15 @@ async fn open(tree: Tree, client: Client, path: String) -> Result<Opened, Proble
     };
     let opened = match found {
         Ok(content) => {
-            let length = content.length;
+            let (length, fact) = (content.length, content.fact.clone());
             let reader = content.reader(tree.cluster()).await;
-            reader.map(|reader| (reader.compat(), length))
+            reader.map(|reader| (reader.compat(), length, fact))
         }
         Err(problem) => Err(problem),
     };
     let client = client.address;
     match &opened {
-        Ok((_, length)) => tracing::debug!(%client, path, length, "TFTP request"),
+        Ok((_, length, _)) => tracing::debug!(%client, path, length, "TFTP request"),
         // Firmware asks for files that may not be there: nothing to worry about.
         Err(problem @ Problem::NotFound(_)) => {
             tracing::debug!(%client, path, %problem, "TFTP request");
@@ -148,6 +151,7 @@ pub(super) struct Transfer {
     state: State,
     octets: u64,
     result: &'static str,
+    fact: Option<OnceSent>,
     _place: Place,
 }
 
@@ -166,14 +170,20 @@ impl AsyncRead for Transfer {
             let polled = match &mut self.state {
                 State::Opening(opening) => {
                     let opened = ready!(Pin::new(opening).poll(context));
-                    let (reader, _) = settle(opened)?;
+                    let (reader, _, fact) = settle(opened)?;
                     self.state = State::Reading(reader);
+                    self.fact = fact;
                     continue;
                 }
                 State::Reading(reader) => ready!(Pin::new(reader).poll_read(context, buffer)),
             };
             match &polled {
-                Ok(0) => self.result = "read",
+                Ok(0) => {
+                    self.result = "read";
+                    if let Some(fact) = self.fact.take() {
+                        fact.sent();
+                    }
+                }
                 Ok(length) => self.octets = self.octets.saturating_add(*length as u64),
                 Err(_) => self.result = "failed",
             }

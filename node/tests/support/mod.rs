@@ -31,6 +31,7 @@ pub struct Site {
     pub url: String,
     pub stop: CancellationToken,
     pub dir: tempfile::TempDir,
+    pub recorder: boot::Recorder,
     service: tokio::task::JoinHandle<()>,
 }
 
@@ -52,12 +53,14 @@ impl Site {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let recorder = boot::Recorder::start(cluster.clone(), stop.clone());
         let options = boot::Options {
             boot_port: address.port(),
             advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
             loader_dir: loaders,
+            recorder: recorder.clone(),
         };
-        let stop = CancellationToken::new();
         let service = boot::serve_on(listener, cluster.clone(), options, stop.clone());
         let service = tokio::spawn(service);
         Self {
@@ -66,6 +69,7 @@ impl Site {
             url,
             stop,
             dir,
+            recorder,
             service,
         }
     }

@@ -115,6 +115,10 @@ fn repeatable(command: &Command) -> bool {
             | Command::AddJoinToken(_)
             | Command::AddToken(_)
             | Command::Report { .. }
+            | Command::OpenAttempt { .. }
+            | Command::LockMachine { .. }
+            | Command::UnlockMachine { .. }
+            | Command::BootStalled { .. }
     )
 }
 

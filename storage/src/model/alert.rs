@@ -4,6 +4,8 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use uuid::Uuid;
+
 use super::{Mac, NodeId, Timestamp};
 
 /// Something out of order that a node saw. The history tells of it; nothing is decided by it.
@@ -46,6 +48,26 @@ pub enum Trouble {
         /// Until when.
         until: Timestamp,
     },
+    /// A machine was to be installed and is not; it boots its disk.
+    InstallFailed {
+        /// Which machine.
+        machine: Uuid,
+        /// What was to install it.
+        bootenv: String,
+        /// Attempts that it took.
+        attempts: u32,
+        /// In words for people.
+        why: String,
+    },
+    /// A machine began to boot, and nothing more was seen of it for too long.
+    BootStalled {
+        /// Which machine.
+        machine: Uuid,
+        /// What it was to boot.
+        bootenv: String,
+        /// When something was seen of it last.
+        since: Timestamp,
+    },
 }
 
 impl Trouble {
@@ -55,6 +77,8 @@ impl Trouble {
             Self::ForeignServer { .. } => "foreign_server",
             Self::AddressInUse { .. } => "address_in_use",
             Self::Minority { .. } => "minority",
+            Self::InstallFailed { .. } => "install_failed",
+            Self::BootStalled { .. } => "boot_stalled",
         }
     }
 }

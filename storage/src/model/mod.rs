@@ -7,15 +7,18 @@
 mod alert;
 mod class;
 mod ids;
+mod install;
 mod lease;
 mod member;
 mod network;
 mod objects;
+mod timeline;
 mod user;
 
 pub use alert::{Alert, Trouble};
 pub use class::{Class, Condition};
 pub use ids::{BadMac, BadSha256, Mac, NodeId, Octets, Revision, Sha256, TextOctets, Timestamp};
+pub use install::{Attempt, Ended, Install, InstallPhase, Lock, Served, Status, Verdict};
 pub use lease::{ClientKey, Lease, LeaseRule, LeaseState};
 pub use member::{Identifier, JoinToken, Member};
 pub use network::{BadPool, ConflictDetection, Match, Pool, Reservation, Subnet, SubnetMode};
@@ -23,6 +26,7 @@ pub use objects::{
     Artifact, BootReport, Bootenv, HIDDEN, LOCAL, Machine, Object, ObjectKind, Param, Profile,
     RenderedFile, Settings, Template, UnknownKind,
 };
+pub use timeline::{FACTS_MAX, Fact, Seen, Step, Timeline, UnderWay};
 pub use user::{Token, User};
 
 use serde::{Deserialize, Serialize};

@@ -53,7 +53,7 @@ pub struct Template {
 }
 
 /// What a machine boots: kernel, initrds, arguments and rendered files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bootenv {
     /// Unique name.
@@ -70,6 +70,9 @@ pub struct Bootenv {
     /// Files under the machine's tree.
     #[serde(default)]
     pub files: Vec<RenderedFile>,
+    /// Whether it can destroy what is on the machine's disks: it is booted by order only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub installs: bool,
 }
 
 /// A virtual file in a machine's tree.
@@ -129,6 +132,12 @@ pub struct Settings {
     /// How long a declined address is given to nobody, in seconds.
     #[serde(default = "Settings::decline_secs")]
     pub decline_secs: u32,
+    /// Attempts of an install that is ordered without saying how many it may take.
+    #[serde(default = "Settings::install_attempts")]
+    pub install_attempts: u32,
+    /// How long nothing may be seen of a boot that is under way, in seconds; 0: for ever.
+    #[serde(default = "Settings::boot_stall_secs")]
+    pub boot_stall_secs: u32,
 }
 
 impl Settings {
@@ -153,6 +162,14 @@ impl Settings {
     fn decline_secs() -> u32 {
         600
     }
+
+    fn install_attempts() -> u32 {
+        3
+    }
+
+    fn boot_stall_secs() -> u32 {
+        900
+    }
 }
 
 impl Default for Settings {
@@ -163,6 +180,8 @@ impl Default for Settings {
             lease_secs: Self::lease_secs(),
             lease_margin_secs: Self::margin_secs(),
             decline_secs: Self::decline_secs(),
+            install_attempts: Self::install_attempts(),
+            boot_stall_secs: Self::boot_stall_secs(),
         }
     }
 }

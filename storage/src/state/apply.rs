@@ -8,7 +8,7 @@ use super::row::{Row, RowKey};
 use super::table::{Context, State};
 use crate::command::{Command, Effect, Entry, Outcome, Rejection};
 use crate::event::{Action, Change, Subject};
-use crate::model::{BootReport, Revision};
+use crate::model::{BootReport, NodeId, Revision, Step, Verdict};
 
 /// Characters of a callback in its event; the whole of the last one stands beside the machine.
 const REPORT_TOLD_MAX: usize = 1024;
@@ -115,7 +115,29 @@ impl State {
                 self.changed(context, Action::Created, subject);
                 Ok(Effect::Done)
             }
-            Command::Report { machine, body } => self.report_boot(context, *machine, body),
+            Command::Report {
+                machine,
+                body,
+                verdict,
+                node,
+            } => self.report_boot(context, *machine, body, *verdict, *node),
+            Command::OrderInstall {
+                machine,
+                bootenv,
+                attempts,
+            } => self.order_install(context, *machine, bootenv, *attempts),
+            Command::OpenAttempt {
+                machine,
+                order,
+                node,
+            } => self.open_attempt(context, *machine, *order, *node),
+            Command::CancelInstall { machine } => self.cancel_install(context, *machine),
+            Command::LockMachine { machine, reason } => {
+                self.lock_machine(context, *machine, reason)
+            }
+            Command::UnlockMachine { machine } => self.unlock_machine(context, *machine),
+            Command::Saw { node, seen } => self.saw(context, *node, seen),
+            Command::BootStalled { machine, node } => self.boot_stalled(context, *machine, *node),
         }
     }
 
@@ -145,13 +167,10 @@ impl State {
         context: Context<'_>,
         machine: Uuid,
         body: &str,
+        verdict: Option<Verdict>,
+        node: Option<NodeId>,
     ) -> Result<Effect, Rejection> {
-        if self.machine_with_uuid(machine).is_none() {
-            return Err(Rejection::NotFound {
-                kind: "machine".into(),
-                key: machine.to_string(),
-            });
-        }
+        self.named_machine(machine)?;
         let report = BootReport {
             machine,
             at: context.at,
@@ -163,6 +182,10 @@ impl State {
             ..report
         };
         self.changed(context, Action::Created, Subject::Report(told));
-        Ok(Effect::Done)
+        self.note(context, machine, node, Step::Reported);
+        match verdict {
+            None => Ok(Effect::Done),
+            Some(verdict) => self.settle_install(context, machine, verdict, node),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::table::State;
 use crate::model::{
-    Artifact, Bootenv, LOCAL, Mac, Machine, Object, ObjectKind, Settings, Template,
+    Artifact, Bootenv, Install, LOCAL, Mac, Machine, Object, ObjectKind, Settings, Template,
 };
 
 /// Who asks to be booted.
@@ -30,6 +30,14 @@ pub enum BootTarget<'a> {
     Local,
     /// Kernel, initrds and files, all of which are there.
     Bootenv(&'a Bootenv),
+    /// The same, but it can destroy what is on the disks: only for an attempt that a committed
+    /// `OpenAttempt` of this order has opened or gone on with (invariant 10).
+    Install {
+        /// What installs.
+        bootenv: &'a Bootenv,
+        /// The order, which has not ended.
+        install: &'a Install,
+    },
     /// Nothing yet: print why, wait, ask again.
     Hold {
         /// What stands in the way and what to do, for the machine's screen; one or more lines.
@@ -51,41 +59,69 @@ impl State {
                 "setting `unknown_bootenv`, because no machine owns this MAC".to_owned(),
             ),
         };
-        let rule = format!("{origin}: `{name}`");
+        let mut rule = format!("{origin}: `{name}`");
         let target = if name == LOCAL {
             BootTarget::Local
         } else if name == Settings::hold() {
             BootTarget::Hold {
                 reason: match machine {
                     Some(machine) => format!("machine {} is set to hold", machine.name),
-                    None => format!(
-                        "no machine owns the MAC {}; to provision it, run on a node:\n\
-                         echo '{{name: NAME, macs: [\"{}\"], bootenv: BOOTENV}}' \
-                         | muster machines create -f -",
-                        client.mac, client.mac
-                    ),
+                    None => unowned(client.mac),
                 },
             }
         } else {
-            match self.bootenv(&name) {
-                None => BootTarget::Hold {
+            let install = machine
+                .and_then(|machine| self.active_install(machine.uuid))
+                .filter(|install| install.bootenv == name);
+            match (self.bootenv(&name), install, machine) {
+                (None, ..) => BootTarget::Hold {
                     reason: format!("bootenv {name} does not exist: create it or choose another"),
                 },
-                Some(bootenv) => match self.bootenv_problems(bootenv).into_iter().next() {
-                    None if bootenv.kernel.is_none() => BootTarget::Hold {
-                        reason: format!("bootenv {name} names no kernel"),
-                    },
-                    None => BootTarget::Bootenv(bootenv),
-                    Some(problem) => BootTarget::Hold {
-                        reason: format!("bootenv {name} is not available: {problem}"),
-                    },
-                },
+                (Some(bootenv), None, Some(machine)) if bootenv.installs => {
+                    rule = format!(
+                        "{rule}, which installs; no install is ordered, so the machine boots its \
+                         disk (muster machines install {} --bootenv {name})",
+                        machine.name
+                    );
+                    BootTarget::Local
+                }
+                (Some(bootenv), None, None) if bootenv.installs => {
+                    rule = format!("{rule}, which installs, and so is not for unknown machines");
+                    BootTarget::Hold {
+                        reason: unowned(client.mac),
+                    }
+                }
+                (Some(bootenv), install, _) => self.bootenv_target(bootenv, install),
             }
         };
+        if let BootTarget::Install { install, .. } = target {
+            rule = format!(
+                "{rule}, as {} ordered: {} of {} attempts",
+                install.ordered_by.0, install.attempt, install.attempts
+            );
+        }
         BootPlan {
             machine,
             target,
             rule,
+        }
+    }
+
+    fn bootenv_target<'a>(
+        &self,
+        bootenv: &'a Bootenv,
+        install: Option<&'a Install>,
+    ) -> BootTarget<'a> {
+        let name = &bootenv.name;
+        match (self.bootenv_problems(bootenv).into_iter().next(), install) {
+            (None, _) if bootenv.kernel.is_none() => BootTarget::Hold {
+                reason: format!("bootenv {name} names no kernel"),
+            },
+            (None, Some(install)) => BootTarget::Install { bootenv, install },
+            (None, None) => BootTarget::Bootenv(bootenv),
+            (Some(problem), _) => BootTarget::Hold {
+                reason: format!("bootenv {name} is not available: {problem}"),
+            },
         }
     }
 
@@ -174,4 +210,13 @@ impl State {
             .map(|file| format!("template `{}` does not exist", file.template));
         artifacts.chain(templates).collect()
     }
+}
+
+/// What to do about a MAC that nobody owns, for its screen.
+fn unowned(mac: Mac) -> String {
+    format!(
+        "no machine owns the MAC {mac}; to provision it, run on a node:\n\
+         echo '{{name: NAME, macs: [\"{mac}\"], bootenv: BOOTENV}}' \
+         | muster machines create -f -"
+    )
 }

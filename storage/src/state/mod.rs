@@ -4,6 +4,7 @@ mod apply;
 mod bind;
 mod boot;
 mod class;
+mod install;
 mod members;
 mod objects;
 mod offer;
@@ -13,6 +14,7 @@ mod read;
 mod remember;
 mod row;
 mod table;
+mod timeline;
 
 pub use boot::{BootClient, BootPlan, BootTarget};
 pub use offer::{Claim, Grant, Offer, PoolUsage};

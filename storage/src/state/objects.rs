@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use uuid::Uuid;
 
+use super::install::check_attempts;
 use super::row::{Row, RowKey};
 use super::table::{Context, State};
 use crate::command::{Command, Effect, PutMode, Rejection};
@@ -86,6 +87,10 @@ impl State {
         let created = known.is_none();
         // Writing what is there already is no change: bundles can be applied again and again.
         if known.is_none_or(|record| record.object != object) {
+            if let Object::Machine(machine) = &object {
+                self.check_unlocked(machine)?;
+                self.supersede_install(context, machine);
+            }
             self.write_object(context, object);
         }
         Ok(Effect::Stored { kind, key, created })
@@ -166,12 +171,11 @@ impl State {
                 by,
             });
         }
-        self.put(RowKey::Object(kind, key.to_owned()), None);
-        if let Object::Machine(machine) = &record.object
-            && self.reports.contains_key(&machine.uuid)
-        {
-            self.put(RowKey::Report(machine.uuid), None);
+        if let Object::Machine(machine) = &record.object {
+            self.check_unlocked(machine)?;
+            self.forget_boots(machine.uuid);
         }
+        self.put(RowKey::Object(kind, key.to_owned()), None);
         if let Object::User(user) = &record.object {
             self.revoke_tokens(&user.name);
         }
@@ -257,6 +261,9 @@ impl State {
             }
             Object::Settings(settings) if settings.lease_secs == 0 => {
                 Err(invalid("lease_secs", "must be at least 1"))
+            }
+            Object::Settings(settings) => {
+                check_attempts("install_attempts", settings.install_attempts)
             }
             _ => Ok(()),
         }
@@ -433,14 +440,14 @@ fn check_name(field: &str, name: &str) -> Result<(), Rejection> {
     }
 }
 
-fn invalid(field: &str, problem: &str) -> Rejection {
+pub(super) fn invalid(field: &str, problem: &str) -> Rejection {
     Rejection::Invalid {
         field: field.to_owned(),
         problem: problem.to_owned(),
     }
 }
 
-fn not_found(kind: ObjectKind, key: &str) -> Rejection {
+pub(super) fn not_found(kind: ObjectKind, key: &str) -> Rejection {
     Rejection::NotFound {
         kind: kind.to_string(),
         key: key.to_owned(),

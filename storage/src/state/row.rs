@@ -13,8 +13,8 @@ use super::table::{Cluster, Meta};
 use crate::command::RequestId;
 use crate::event::Change;
 use crate::model::{
-    BootReport, Identifier, JoinToken, Lease, Member, NodeId, Object, ObjectKind, Record, Revision,
-    Sha256, Token,
+    BootReport, Identifier, Install, JoinToken, Lease, Lock, Member, NodeId, Object, ObjectKind,
+    Record, Revision, Sha256, Timeline, Token,
 };
 use crate::schema::{self, Corrupt};
 
@@ -43,6 +43,12 @@ pub enum RowKey {
     Event(Revision, u32),
     /// A proposal that was made, and what came of it.
     Remembered(RequestId),
+    /// The order to install a machine.
+    Install(Uuid),
+    /// What keeps a machine as it is.
+    Lock(Uuid),
+    /// What was seen of how a machine boots.
+    Timeline(Uuid),
 }
 
 /// What a row holds.
@@ -71,6 +77,12 @@ pub enum Row {
     Event(Arc<Change>),
     /// See [`RowKey::Remembered`].
     Remembered(Box<Remembered>),
+    /// See [`RowKey::Install`].
+    Install(Arc<Install>),
+    /// See [`RowKey::Lock`].
+    Lock(Arc<Lock>),
+    /// See [`RowKey::Timeline`].
+    Timeline(Arc<Timeline>),
 }
 
 /// A row to be written, or deleted when there is no value.
@@ -101,6 +113,9 @@ impl RowKey {
                 &[&revision.0.to_be_bytes()[..], &position.to_be_bytes()].concat(),
             ),
             Self::Remembered(request) => table(10, request.0.as_bytes()),
+            Self::Install(machine) => table(11, machine.as_bytes()),
+            Self::Lock(machine) => table(12, machine.as_bytes()),
+            Self::Timeline(machine) => table(13, machine.as_bytes()),
         }
     }
 }
@@ -120,6 +135,9 @@ impl Row {
             Self::Report(report) => RowKey::Report(report.machine),
             Self::Event(change) => RowKey::Event(change.revision, event_position),
             Self::Remembered(remembered) => RowKey::Remembered(remembered.request),
+            Self::Install(install) => RowKey::Install(install.machine),
+            Self::Lock(lock) => RowKey::Lock(lock.machine),
+            Self::Timeline(timeline) => RowKey::Timeline(timeline.machine),
         }
     }
 

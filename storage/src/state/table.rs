@@ -14,8 +14,8 @@ use super::row::{Digest, Row, RowKey, RowWrite};
 use crate::command::{Actor, RequestId};
 use crate::event::{Action, Change, Subject};
 use crate::model::{
-    BootReport, ClientKey, Identifier, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind,
-    Octets, Record, Revision, Sha256, Timestamp, Token,
+    BootReport, ClientKey, Identifier, Install, JoinToken, Lease, Lock, Mac, Member, NodeId,
+    Object, ObjectKind, Octets, Record, Revision, Sha256, Timeline, Timestamp, Token,
 };
 use crate::schema::{self, Corrupt};
 
@@ -37,6 +37,9 @@ pub struct State {
     pub(super) objects: BTreeMap<ObjectKind, BTreeMap<String, Arc<Record<Object>>>>,
     pub(super) leases: BTreeMap<Ipv4Addr, Arc<Record<Lease>>>,
     pub(super) reports: BTreeMap<Uuid, BootReport>,
+    pub(super) installs: BTreeMap<Uuid, Arc<Install>>,
+    pub(super) locks: BTreeMap<Uuid, Arc<Lock>>,
+    pub(super) timelines: BTreeMap<Uuid, Arc<Timeline>>,
     pub(super) events: VecDeque<Event>,
     events_octets: usize,
     pub(super) remembered: Memory,
@@ -49,6 +52,8 @@ pub struct State {
     pub(super) leases_due: BTreeSet<(Timestamp, Ipv4Addr)>,
     /// Leases that were given back early, by the revision that did it.
     pub(super) leases_released: BTreeSet<(Revision, Ipv4Addr)>,
+    /// Boots that are under way, in the order of their last progress.
+    pub(super) boots_under_way: BTreeSet<(Timestamp, Uuid)>,
     pub(super) pools: Pools,
     pub(super) reservations: Reservations,
     digest: Digest,
@@ -198,6 +203,9 @@ impl State {
                     .map(|record| Row::Lease(Arc::clone(record))),
             )
             .chain(self.reports.values().cloned().map(Row::Report))
+            .chain(self.installs.values().cloned().map(Row::Install))
+            .chain(self.locks.values().cloned().map(Row::Lock))
+            .chain(self.timelines.values().cloned().map(Row::Timeline))
             .chain(self.remembered.rows())
             .map(|row| (row.key(0), row));
         rows.extend(others);
@@ -407,6 +415,21 @@ impl State {
                 self.reports.insert(*machine, report).map(Row::Report)
             }
             (RowKey::Report(machine), _) => self.reports.remove(machine).map(Row::Report),
+            (RowKey::Install(machine), Some(Row::Install(install))) => {
+                self.installs.insert(*machine, install).map(Row::Install)
+            }
+            (RowKey::Install(machine), _) => self.installs.remove(machine).map(Row::Install),
+            (RowKey::Lock(machine), Some(Row::Lock(lock))) => {
+                self.locks.insert(*machine, lock).map(Row::Lock)
+            }
+            (RowKey::Lock(machine), _) => self.locks.remove(machine).map(Row::Lock),
+            (RowKey::Timeline(machine), row) => {
+                let new = match row {
+                    Some(Row::Timeline(timeline)) => Some(timeline),
+                    _ => None,
+                };
+                self.index_timeline(*machine, new).map(Row::Timeline)
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The verbs of resources.
 
 pub mod leases;
+pub mod machines;
 mod requests;
 pub mod users;
 

@@ -182,6 +182,8 @@ pub fn columns(resource: &str) -> &'static [&'static str] {
             "lease_secs",
             "lease_margin_secs",
             "decline_secs",
+            "install_attempts",
+            "boot_stall_secs",
         ],
         "artifacts" => &["path", "size", "sha256", "updated_at"],
         "leases" => &[

@@ -1,0 +1,212 @@
+//! What was seen of how machines boot, and which boots come to nothing.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::row::{Row, RowKey};
+use super::table::{Context, State};
+use crate::command::{Command, Effect, Rejection};
+use crate::event::{Action, Subject};
+use crate::model::{
+    Alert, FACTS_MAX, Fact, LOCAL, NodeId, Seen, Settings, Step, Timeline, Timestamp, Trouble,
+    UnderWay,
+};
+
+impl State {
+    /// What was seen of how a machine boots.
+    pub fn timeline(&self, machine: Uuid) -> Option<&Timeline> {
+        self.timelines.get(&machine).map(Arc::as_ref)
+    }
+
+    /// Machines that began to boot and of which nothing was seen for longer than the settings allow.
+    pub fn stalled_boots(&self, now: Timestamp) -> impl Iterator<Item = Uuid> {
+        let patience = u64::from(self.settings().boot_stall_secs).saturating_mul(1000);
+        let is_due = move |at: Timestamp| patience > 0 && at.0.saturating_add(patience) <= now.0;
+        self.boots_under_way
+            .iter()
+            .take_while(move |(progress_at, _)| is_due(*progress_at))
+            .map(|(_, machine)| *machine)
+    }
+
+    pub(super) fn saw(
+        &mut self,
+        context: Context<'_>,
+        node: NodeId,
+        seen: &[Seen],
+    ) -> Result<Effect, Rejection> {
+        if seen.len() > Command::SEEN_MAX {
+            return Err(Rejection::Invalid {
+                field: "seen".into(),
+                problem: format!("more than {} facts in one command", Command::SEEN_MAX),
+            });
+        }
+        for Seen { machine, at, step } in seen {
+            if self.machine_with_uuid(*machine).is_some() {
+                if matches!(step, Step::Kernel { .. }) {
+                    self.start_attempt(*machine, *at);
+                }
+                self.append(context, *machine, *at, Some(node), step.clone());
+            }
+        }
+        Ok(Effect::Done)
+    }
+
+    pub(super) fn boot_stalled(
+        &mut self,
+        context: Context<'_>,
+        machine: Uuid,
+        node: NodeId,
+    ) -> Result<Effect, Rejection> {
+        // Something may have been seen of it in the meantime.
+        let due = self.stalled_boots(context.at).any(|due| due == machine);
+        let under_way = self
+            .timeline(machine)
+            .and_then(|timeline| timeline.under_way.clone());
+        if let Some(boot) = under_way.filter(|_| due) {
+            self.note(context, machine, None, Step::Stalled);
+            let trouble = Trouble::BootStalled {
+                machine,
+                bootenv: boot.bootenv,
+                since: boot.progress_at,
+            };
+            let subject = Subject::Alert(Alert { node, trouble });
+            self.changed(context, Action::Created, subject);
+        }
+        Ok(Effect::Done)
+    }
+
+    /// Notes a fact that a command brings about.
+    pub(super) fn note(
+        &mut self,
+        context: Context<'_>,
+        machine: Uuid,
+        node: Option<NodeId>,
+        step: Step,
+    ) {
+        self.append(context, machine, context.at, node, step);
+    }
+
+    fn append(
+        &mut self,
+        context: Context<'_>,
+        machine: Uuid,
+        at: Timestamp,
+        node: Option<NodeId>,
+        step: Step,
+    ) {
+        let known = self.timelines.get(&machine);
+        let mut timeline = known.map_or_else(|| empty(machine), |known| (**known).clone());
+        timeline.under_way = under_way(timeline.under_way.take(), &step, context.at);
+        let last = timeline.facts.last_mut();
+        match last.filter(|last| last.node == node && is_same(&last.step, &step)) {
+            Some(last) => {
+                last.times = last.times.saturating_add(1);
+                last.until = Some(at);
+                last.step = step;
+            }
+            None => {
+                let excess = (timeline.facts.len() + 1).saturating_sub(FACTS_MAX);
+                timeline.facts.drain(..excess);
+                timeline.facts.push(Fact {
+                    at,
+                    until: None,
+                    times: 1,
+                    node,
+                    step,
+                });
+            }
+        }
+        self.put(
+            RowKey::Timeline(machine),
+            Some(Row::Timeline(Arc::new(timeline))),
+        );
+    }
+
+    pub(super) fn index_timeline(
+        &mut self,
+        machine: Uuid,
+        new: Option<Arc<Timeline>>,
+    ) -> Option<Arc<Timeline>> {
+        let since = |timeline: &Arc<Timeline>| {
+            let boot = timeline.under_way.as_ref().filter(|boot| !boot.stalled)?;
+            Some(boot.progress_at)
+        };
+        if let Some(at) = new.as_ref().and_then(since) {
+            self.boots_under_way.insert((at, machine));
+        }
+        let kept = new.as_ref().and_then(since);
+        let old = match new {
+            Some(timeline) => self.timelines.insert(machine, timeline),
+            None => self.timelines.remove(&machine),
+        };
+        if let Some(at) = old.as_ref().and_then(since).filter(|at| Some(*at) != kept) {
+            self.boots_under_way.remove(&(at, machine));
+        }
+        old
+    }
+}
+
+fn empty(machine: Uuid) -> Timeline {
+    Timeline {
+        machine,
+        facts: Vec::new(),
+        under_way: None,
+    }
+}
+
+/// Whether a step is told by that before it: a script that is read again may be of a later revision.
+fn is_same(last: &Step, step: &Step) -> bool {
+    match (last, step) {
+        (
+            Step::Script { boots, attempt, .. },
+            Step::Script {
+                boots: now,
+                attempt: present,
+                ..
+            },
+        ) => boots == now && attempt == present,
+        _ => last == step,
+    }
+}
+
+/// What is under way after a step. A boot is under way from its script until its kernel was handed
+/// over, because nobody can see more of it; an install until it has ended.
+fn under_way(before: Option<UnderWay>, step: &Step, now: Timestamp) -> Option<UnderWay> {
+    match step {
+        Step::Script { boots, .. } if *boots == LOCAL || *boots == Settings::hold() => None,
+        Step::Script { boots, attempt, .. } => {
+            // Reading the same script again and again is no progress.
+            let same = |boot: &UnderWay| boot.bootenv == *boots && boot.attempt == *attempt;
+            Some(before.filter(same).unwrap_or_else(|| UnderWay {
+                bootenv: boots.clone(),
+                attempt: *attempt,
+                progress_at: now,
+                stalled: false,
+            }))
+        }
+        Step::Install { .. } => None,
+        Step::Stalled => before.map(|boot| UnderWay {
+            stalled: true,
+            ..boot
+        }),
+        Step::Kernel { .. } | Step::Reported => before
+            .filter(|boot| boot.attempt.is_some())
+            .map(|boot| boot.goes_on(now)),
+        Step::Offered { .. }
+        | Step::Bound { .. }
+        | Step::Loader { .. }
+        | Step::Initrd { .. }
+        | Step::File { .. } => before.map(|boot| boot.goes_on(now)),
+    }
+}
+
+impl UnderWay {
+    fn goes_on(self, now: Timestamp) -> Self {
+        Self {
+            progress_at: now,
+            stalled: false,
+            ..self
+        }
+    }
+}
