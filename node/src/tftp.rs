@@ -4,6 +4,7 @@
 //! address than the one it asked. Addresses that come and go, as floating ones do, are followed.
 
 mod transfer;
+mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -11,15 +12,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use async_executor::Task;
 use async_tftp::server::TftpServerBuilder;
 use muster_raft::Cluster;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::boot::{self, Tree};
 use transfer::{Active, Handler};
+use worker::Worker;
 
 /// How the TFTP service runs.
 #[derive(Clone, Debug)]
@@ -49,6 +51,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// There is no thread to run it on.
+    #[error("cannot start the thread that serves TFTP")]
+    Thread(#[source] io::Error),
 }
 
 /// How often the addresses of this node are read anew.
@@ -74,7 +79,7 @@ const RECEIVE_BUFFER: usize = 1 << 20;
 /// Serves until `stop` is cancelled and the transfers that run are done, or time is up.
 ///
 /// # Errors
-/// When the port of the advertised address cannot be listened on.
+/// When the port of the advertised address cannot be listened on, or there is no thread.
 pub async fn serve(
     cluster: Cluster,
     options: Options,
@@ -85,6 +90,7 @@ pub async fn serve(
         port: options.tftp_port,
         tree: Tree::new(cluster, &options.loader_dir, options.recorder),
         active: Active::default(),
+        worker: Worker::start().map_err(Error::Thread)?,
         running: BTreeMap::new(),
         refused: BTreeSet::new(),
     };
@@ -115,7 +121,8 @@ struct Servers {
     port: u16,
     tree: Tree,
     active: Active,
-    running: BTreeMap<IpAddr, AbortOnDropHandle<()>>,
+    worker: Worker,
+    running: BTreeMap<IpAddr, Task<()>>,
     /// Addresses that could not be listened on: said once.
     refused: BTreeSet<IpAddr>,
 }
@@ -173,8 +180,7 @@ impl Servers {
                 tracing::warn!(%address, %error, "TFTP failed on this address and is started anew");
             }
         };
-        let serving = AbortOnDropHandle::new(tokio::spawn(serving));
-        self.running.insert(address, serving);
+        self.running.insert(address, self.worker.spawn(serving));
         Ok(())
     }
 }
