@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::lab::{Host, run, wait_until};
-use crate::machine::Payload;
+use crate::payload::Payload;
 
 /// All that clients get of our environment: their scripts record what they find in it.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";

@@ -1,7 +1,7 @@
 //! What must hold when things break: real processes, real firmware, real clients, real faults.
 //!
 //! Each file under `tests/stories` is one story. They share [`cluster`] and [`node`] (in namespaces),
-//! [`machine`] (QEMU), [`content`] (what it boots), [`client`] (Debian's DHCP clients), [`dhcp`] and
+//! [`machine`] (QEMU), [`payload`] and [`content`] (what it boots), [`client`] (Debian's DHCP clients), [`dhcp`] and
 //! [`crowd`] (clients made of bytes, one and many), [`fault`] and [`disk`] (what breaks the network
 //! and what a power cut leaves) and [`invariant`] (what must hold all the same). `make demo` is told
 //! by the same means. `muster-chaos` and `make bench-dhcp` send a [`crowd`] out and give its
@@ -25,5 +25,6 @@ pub mod machine;
 pub mod matrix;
 pub mod node;
 pub mod outage;
+pub mod payload;
 pub mod summary;
 pub mod wire;

@@ -1,5 +1,5 @@
-//! A local disk that boots to a line on the serial port and switches the machine off: enough to
-//! tell whether firmware came to it.
+//! Local disks: one that boots to a line on the serial port and switches the machine off, enough to tell
+//! whether firmware came to it, and one with nothing on it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -53,12 +53,25 @@ pub fn make(lab: &Lab, firmware: Firmware) -> Result<Vec<String>> {
             format!("fat:{}", place.display())
         }
     };
-    Ok(vec![
+    Ok(arguments(&format!("{file},format=raw,readonly=on")))
+}
+
+/// An empty disk, and what QEMU needs to be told of it. It keeps what is written to it.
+pub fn empty(lab: &Lab, mebibytes: u64) -> Result<Vec<String>> {
+    let place = lab.dir().join(lab.unique("disk"));
+    let file = fs::File::create(&place).context("making a disk")?;
+    file.set_len(mebibytes << 20).context("making a disk")?;
+    Ok(arguments(&format!("{},format=raw", place.display())))
+}
+
+/// It comes after the network in the boot order.
+fn arguments(file: &str) -> Vec<String> {
+    vec![
         "-drive".to_owned(),
-        format!("file={file},format=raw,if=none,id=disk,readonly=on"),
+        format!("file={file},if=none,id=disk"),
         "-device".to_owned(),
         "virtio-blk-pci,drive=disk,bootindex=2".to_owned(),
-    ])
+    ]
 }
 
 fn text() -> Vec<u8> {

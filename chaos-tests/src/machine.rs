@@ -3,14 +3,14 @@
 use std::fmt::{self, Display};
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 
-use crate::lab::{Lab, run, wait_until};
+use crate::lab::{Lab, wait_until};
 use crate::wire::Wire;
 
 /// What a machine starts with.
@@ -320,46 +320,6 @@ fn record(mut serial: impl Read, mut log: fs::File, console: &Mutex<Console>, po
         let _ = std::io::Write::write_all(&mut log, &buffer[..length]);
         let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
         console.take(&buffer[..length], powered_on.elapsed());
-    }
-}
-
-/// The kernel and initrd that lab machines boot, and the busybox that clients are made of.
-#[derive(Clone, Debug)]
-pub struct Payload {
-    dir: PathBuf,
-}
-
-impl Payload {
-    /// Has `deploy/payload.sh` assemble it, which takes no time once it is there.
-    pub fn assemble() -> Result<Self> {
-        let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
-            (Some(cache), _) if !cache.is_empty() => PathBuf::from(cache),
-            (_, Some(home)) => PathBuf::from(home).join(".cache"),
-            _ => bail!("neither XDG_CACHE_HOME nor HOME is set"),
-        };
-        let dir = cache.join("muster/payload");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/payload.sh");
-        run(Command::new(&script).arg(&dir)).context("assembling the payload")?;
-        let payload = Self { dir };
-        for file in [payload.kernel(), payload.initrd(), payload.busybox()] {
-            ensure!(file.exists(), "{} is not there", file.display());
-        }
-        Ok(payload)
-    }
-
-    /// A Debian kernel.
-    pub fn kernel(&self) -> PathBuf {
-        self.dir.join("vmlinuz")
-    }
-
-    /// An initrd that fetches its file, shows it, calls back and switches the machine off.
-    pub fn initrd(&self) -> PathBuf {
-        self.dir.join("initrd.img")
-    }
-
-    /// Debian's static busybox: `udhcpc`, `tftp`, `wget`.
-    pub fn busybox(&self) -> PathBuf {
-        self.dir.join("busybox")
     }
 }
 

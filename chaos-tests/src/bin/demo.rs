@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use muster_chaos::cluster::Cluster;
-use muster_chaos::machine::{Firmware, Machine, Payload};
+use muster_chaos::machine::{Firmware, Machine};
+use muster_chaos::payload::Payload;
 use muster_chaos::{content, invariant, lab};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::Value;
