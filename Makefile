@@ -12,7 +12,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo test test-long test-firmware sim fuzz bench bench-dhcp lint fmt clean setup setup-build setup-bench payload
+.PHONY: build demo test test-long test-firmware sim fuzz bench bench-dhcp bench-boot lint fmt clean setup setup-build setup-bench setup-debian payload
 
 build: setup-build
 	cargo build $(LOCKED) --release --workspace --bins
@@ -65,6 +65,11 @@ bench: setup-bench build
 bench-dhcp: setup-bench build
 	$(cargo_target)/release/muster-bench-dhcp $(BENCH)
 
+# What machines fetch: HTTP beside nginx, TFTP beside tftpd-hpa and dnsmasq, scripts:
+# `make bench-boot BENCH='--parts tftp --rounds 3'`.
+bench-boot: setup-bench build
+	$(cargo_target)/release/muster-bench-boot $(BENCH)
+
 lint: setup-build
 	cargo fmt --all --check
 	cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
@@ -82,8 +87,14 @@ setup-build:
 setup-bench:
 	@deploy/setup.sh bench
 
+setup-debian:
+	@deploy/setup.sh debian
+
 setup:
 	@deploy/setup.sh
 
+# What lab machines boot, what installs them, and a small disk to install.
 payload: setup
 	@deploy/payload.sh
+	@deploy/installer.sh
+	@deploy/disk.sh

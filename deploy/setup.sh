@@ -3,7 +3,8 @@
 #
 # Says what apt-get will do before it does it, and does nothing when all is there.
 # `setup.sh build` installs only what compiling needs; without an argument also what the demo and the
-# tests need; `setup.sh bench` what compiling needs and what Muster is measured beside.
+# tests need; `setup.sh bench` what compiling needs and what Muster is measured beside; `setup.sh debian`
+# what the tests need and what a Debian is made with.
 set -euo pipefail
 
 build=(
@@ -22,19 +23,30 @@ lab=(
     netbase         # /etc/services, without which atftp does not know its port
     tftp-hpa        # the TFTP client that most people have
     isc-dhcp-client # dhclient
+    grub-common     # makes boot loaders of images that are installed
+    grub-pc-bin     # the parts of such a boot loader
+)
+
+debian=(
+    debootstrap     # a Debian to install
+    openssh-client  # reaches it
 )
 
 bench=(
     etcd-server     # three of them, on ports of their own
     kea-dhcp4-server # alone and as a pair, in namespaces
+    nginx-light     # of the files that machines fetch, by HTTP
+    tftpd-hpa       # the same by TFTP
+    dnsmasq-base    # the same
     iproute2        # the namespaces
 )
 
 case "${1:-all}" in
     build) wanted=("${build[@]}") ;;
     bench) wanted=("${build[@]}" "${bench[@]}") ;;
+    debian) wanted=("${build[@]}" "${lab[@]}" "${debian[@]}") ;;
     all) wanted=("${build[@]}" "${lab[@]}") ;;
-    *) echo "usage: $0 [build|bench|all]" >&2; exit 2 ;;
+    *) echo "usage: $0 [build|bench|debian|all]" >&2; exit 2 ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -63,5 +75,19 @@ echo "setup: about to install with apt-get: ${missing[*]}"
 removed=$("${install[@]}" --simulate "${missing[@]}" | sed -n 's/^Remv \([^ ]*\).*/\1/p' | tr '\n' ' ')
 [ -z "$removed" ] || echo "setup: they conflict with, and apt-get will remove: $removed"
 
+# Nothing that is installed here is to run by itself: the tests and benchmarks start what they need,
+# on networks of their own. policy-rc.d keeps packages from starting their services now.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
 "${install[@]}" -qq "${missing[@]}" >/dev/null
+# And this keeps them from starting when the system does. Those that ran before are left alone.
+if command -v systemctl >/dev/null; then
+    for pair in etcd-server:etcd kea-dhcp4-server:kea-dhcp4-server nginx-light:nginx tftpd-hpa:tftpd-hpa; do
+        [[ " ${missing[*]} " != *" ${pair%:*} "* ]] || systemctl disable --quiet "${pair#*:}" || true
+    done
+fi
 echo "setup: done"

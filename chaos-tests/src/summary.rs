@@ -104,6 +104,29 @@ pub fn median(figures: &[f64]) -> Option<f64> {
     }
 }
 
+/// How one fared beside another, round by round.
+#[derive(Clone, Debug, Default)]
+pub struct Ratios(Vec<f64>);
+
+impl Ratios {
+    /// Of what was measured in the same rounds.
+    pub fn of(ours: &[f64], theirs: &[f64]) -> Self {
+        let rounds = ours.iter().zip(theirs);
+        Self(rounds.map(|(our, their)| our / their).collect())
+    }
+
+    /// The median, in bold; nothing of no rounds.
+    pub fn median(&self) -> String {
+        median(&self.0).map_or(String::new(), |ratio| format!("**{ratio:.2}**"))
+    }
+
+    /// All, in their order.
+    pub fn rounds(&self) -> String {
+        let rounds: Vec<String> = self.0.iter().map(|ratio| format!("{ratio:.2}")).collect();
+        rounds.join(" ")
+    }
+}
+
 impl Latency {
     /// Of these times.
     pub fn of(times: impl Iterator<Item = Duration>) -> Result<Self> {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use muster_chaos::summary::median;
+use muster_chaos::summary::{Ratios, median};
 
 use crate::failover::Gaps;
 use crate::load::Measured;
@@ -65,21 +65,15 @@ pub fn throughput(
                 .collect()
         };
         let (ours, theirs) = (of(ours), of(theirs));
-        let ratios: Vec<f64> = ours
-            .iter()
-            .zip(&theirs)
-            .map(|(our, their)| our.rate() / their.rate())
-            .collect();
-        let rounds: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
-        let (ratio, rounds) = match median(&ratios) {
-            Some(ratio) => (format!("**{ratio:.2}**"), rounds.join(" ")),
-            None => ("–".to_owned(), "–".to_owned()),
-        };
+        let rates = |all: &[&Measured]| -> Vec<f64> { all.iter().map(|one| one.rate()).collect() };
+        let ratios = Ratios::of(&rates(&ours), &rates(&theirs));
         let _ = writeln!(
             text,
-            "| {count} | {} | {} | {ratio} | {rounds} |",
+            "| {count} | {} | {} | {} | {} |",
             columns(&ours),
-            columns(&theirs)
+            columns(&theirs),
+            ratios.median(),
+            ratios.rounds()
         );
     }
     let failed: usize = cells

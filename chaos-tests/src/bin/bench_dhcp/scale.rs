@@ -10,7 +10,7 @@ use muster_chaos::cluster::Cluster;
 use muster_chaos::crowd::{self, Arrivals, Errand, Patience};
 use muster_chaos::dhcp::{Client, Port};
 use muster_chaos::lab::{Host, Lab};
-use muster_chaos::summary::median;
+use muster_chaos::summary::{Ratios, median};
 
 use crate::DROP_AFTER;
 use crate::site::{LEASE_SECS, RELAY};
@@ -125,21 +125,16 @@ pub fn run(plan: &Plan) -> Result<String> {
 }
 
 fn row(text: &mut String, what: &str, beside: &str, ours: &[f64], theirs: &[f64]) {
-    let ratios: Vec<f64> = ours
-        .iter()
-        .zip(theirs)
-        .map(|(our, their)| our / their)
-        .collect();
-    let rounds: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
+    let ratios = Ratios::of(ours, theirs);
     let middle = |figures: &[f64]| median(figures).unwrap_or(f64::NAN);
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "| {what} | {:.0} | {beside} | {:.0} | **{:.2}** | {} |",
+        "| {what} | {:.0} | {beside} | {:.0} | {} | {} |",
         middle(ours),
         middle(theirs),
-        middle(&ratios),
-        rounds.join(" ")
+        ratios.median(),
+        ratios.rounds()
     );
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use muster_chaos::summary::median;
+use muster_chaos::summary::{Ratios, median};
 
 use crate::site::{Kind, LEASE_SECS, Site};
 use crate::{Cell, DROP_AFTER, Flags, RENEWING, Work};
@@ -58,22 +58,14 @@ pub fn section(title: &str, work: Work, flags: &Flags, cells: &[Cell]) -> String
         let ours = of(Kind::Muster);
         for &kind in &flags.sites {
             let theirs = of(kind);
-            let ratios: Vec<f64> = match kind {
-                Kind::Muster => Vec::new(),
-                _ => ours
-                    .iter()
-                    .zip(&theirs)
-                    .map(|(our, their)| our.summary.per_second / their.summary.per_second)
-                    .collect(),
+            let rates = |cells: &[&Cell]| -> Vec<f64> {
+                cells.iter().map(|cell| cell.summary.per_second).collect()
             };
-            let (ratio, rounds) = match median(&ratios) {
-                Some(ratio) => {
-                    let rounds: Vec<String> =
-                        ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
-                    (format!("**{ratio:.2}**"), rounds.join(" "))
-                }
-                None => Default::default(),
+            let ratios = match kind {
+                Kind::Muster => Ratios::default(),
+                _ => Ratios::of(&rates(&ours), &rates(&theirs)),
             };
+            let (ratio, rounds) = (ratios.median(), ratios.rounds());
             let middle = |figure: &dyn Fn(&Cell) -> f64| {
                 let figures: Vec<f64> = theirs.iter().map(|cell| figure(cell)).collect();
                 median(&figures).unwrap_or(f64::NAN)
