@@ -16,6 +16,9 @@ lab=(
     ipxe            # first-stage loaders: undionly.kpxe, snponly.efi, ipxe.efi
     ipxe-qemu       # the PXE ROM of an emulated network card
     ovmf            # UEFI firmware
+    pxelinux        # another loader for BIOS, and the modules that it loads
+    syslinux-common
+    grub-efi-amd64-signed # another loader for UEFI
     iproute2        # namespaces, bridge, taps
     nftables        # faults: cut links, silenced services
     curl            # an HTTP and TFTP client

@@ -53,6 +53,44 @@ async fn a_bundle_is_written_in_any_order_and_again() {
 }
 
 #[tokio::test]
+async fn loaders_are_explained_by_who_chose_them_and_refused_where_they_cannot_be() {
+    let api = Api::new().await;
+    api.apply(&bundle()).await.expect(200);
+    let profile = json!({"kind": "profile", "name": "global", "local_boot": "exit",
+        "loaders": {"bios": "pxelinux.0", "uefi-x64": "boot/grub.efi"}});
+    api.apply(&json!([profile])).await.expect(200);
+    let loaders = json!({"loaders": {"bios": "own.0"}});
+    api.patch("/api/v1/machines/m1", &loaders).await.expect(200);
+    let explained = api
+        .get("/api/v1/boot/explain?mac=52:54:00:00:00:50")
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(
+        explained["loaders"],
+        json!({"bios": {"loader": "own.0", "by": "machine `m1`"},
+            "uefi-x64": {"loader": "boot/grub.efi", "by": "profile `global`"}})
+    );
+    assert_eq!(explained["local_boot"], "exit");
+    let profile = api.get("/api/v1/profiles/global").await.json();
+    assert_eq!(profile["available"], false);
+    assert_eq!(
+        profile["problems"][0],
+        "loader of `uefi-x64`: artifact `boot/grub.efi` has not been uploaded"
+    );
+    for (loaders, expected) in [
+        (json!({"bios": "http://10.0.0.1/x"}), "cannot load a URL"),
+        (json!({"ipxe-x64": "ipxe.efi"}), "again and again"),
+        (json!({"bios": "../x"}), "is no loader"),
+        (json!({"uefi": "x"}), "unknown variant"),
+    ] {
+        let patch = json!({ "loaders": loaders });
+        let (_, detail) = api.patch("/api/v1/machines/m1", &patch).await.problem(422);
+        assert!(detail.contains(expected), "{detail}");
+    }
+}
+
+#[tokio::test]
 async fn params_come_from_machine_profiles_global_and_default_in_this_order() {
     let api = Api::new().await;
     api.apply(&bundle()).await.expect(200);

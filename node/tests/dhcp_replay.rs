@@ -3,9 +3,11 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod dhcp_common;
+#[path = "support/pcap.rs"]
+#[allow(dead_code)]
+mod pcap;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::Path;
 
 use dhcp_common::*;
 use dhcproto::v4::MessageType;
@@ -23,29 +25,9 @@ const CAPTURED_SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
 /// The address that they were given.
 const CAPTURED_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 110);
 
-/// Payloads of the UDP datagrams to port 67 in a capture of Ethernet frames.
+/// What clients sent to DHCP servers.
 fn requests(capture: &str) -> Vec<Vec<u8>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../chaos-tests/fixtures/pcaps")
-        .join(capture);
-    let file = std::fs::read(&path).unwrap_or_else(|problem| panic!("{path:?}: {problem}"));
-    let word = |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().unwrap());
-    assert_eq!((word(0), word(20)), (0xa1b2_c3d4, 1), "pcap of Ethernet");
-    let mut found = Vec::new();
-    let mut at = 24;
-    while at < file.len() {
-        let length = word(at + 8) as usize;
-        let frame = &file[at + 16..at + 16 + length];
-        at += 16 + length;
-        let ipv4_udp = frame.len() > 42 && frame[12..14] == [8, 0] && frame[23] == 17;
-        let header = 14 + usize::from(frame[14] & 15) * 4;
-        if ipv4_udp && frame[header + 2..header + 4] == [0, 67] {
-            let end =
-                header + usize::from(u16::from_be_bytes([frame[header + 4], frame[header + 5]]));
-            found.push(frame[header + 8..end].to_vec());
-        }
-    }
-    found
+    pcap::datagrams(capture, 67)
 }
 
 fn arrival() -> Arrival {

@@ -4,44 +4,15 @@
 
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use muster_node::tftp;
 use proptest::prelude::*;
-use support::tftp::{Client, Packet};
+use support::tftp::{Client, Packet, serve};
 use support::{MAC, Site, UUID};
 use tokio::net::UdpSocket;
-
-/// Starts the service beside the site's HTTP, and waits until it answers.
-async fn serve(site: &Site) -> SocketAddr {
-    let free = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
-    let options = tftp::Options {
-        tftp_port: address.port(),
-        boot_port: site.address.port(),
-        advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        loader_dir: site.loaders(),
-        recorder: site.recorder.clone(),
-    };
-    tokio::spawn(tftp::serve(
-        site.cluster.clone(),
-        options,
-        site.stop.clone(),
-    ));
-    for _ in 0..100 {
-        let mut client = Client::new(address).await;
-        client.request(1, "undionly.kpxe", "").await;
-        let answer = client.receive_within(Duration::from_millis(50)).await;
-        if answer.is_some() {
-            client.acknowledge(1).await;
-            return address;
-        }
-    }
-    panic!("TFTP does not answer");
-}
 
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|n| (n % 251) as u8).collect()
@@ -90,7 +61,9 @@ async fn what_is_not_there_is_refused_at_once() {
     for path in [
         "revocations_sku.efi",
         "shim_certificate_0.efi",
-        "pxelinux.cfg/default",
+        "grub/x86_64-efi/command.lst",
+        "pxelinux.cfg/33221100-5544-7766-8899-525400770001",
+        "pxelinux.cfg/7F00000",
         "../secret/key",
         "secret/key",
         "",

@@ -11,9 +11,10 @@ use std::path::Path;
 
 use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding, Traits};
 use muster_storage::model::{
-    Alert, Artifact, Attempt, Bootenv, Class, Condition, InstallPhase, JoinToken, Machine, Member,
-    Object, ObjectKind, Octets, Param, Profile, RenderedFile, Reservation, Seen, Settings, Sha256,
-    Status, Step, Subnet, Template, TextOctets, Token, Trouble, Verdict,
+    Alert, Artifact, Attempt, Bootenv, Class, Condition, InstallPhase, JoinToken, Loader, Loaders,
+    LocalBoot, Machine, Member, Object, ObjectKind, Octets, Param, Platform, Profile, RenderedFile,
+    Reservation, Seen, Settings, Sha256, Status, Step, Subnet, Template, TextOctets, Token,
+    Trouble, Verdict,
 };
 use muster_storage::{
     Actor, Command, Entry, Mac, NodeId, Proposal, Remember, RequestId, Revision, State, Timestamp,
@@ -115,6 +116,12 @@ fn put(object: Object) -> Command {
     }
 }
 
+fn loaders(of: &[(Platform, &str)]) -> Loaders {
+    let loader = |text: &str| Loader::try_from(text.to_owned()).expect("a literal");
+    let of: BTreeMap<Platform, Loader> = of.iter().map(|(it, text)| (*it, loader(text))).collect();
+    Loaders::try_from(of).expect("a literal")
+}
+
 fn objects() -> Vec<Object> {
     vec![
         Object::Settings(Settings::default()),
@@ -127,6 +134,8 @@ fn objects() -> Vec<Object> {
         Object::Profile(Profile {
             name: "default".into(),
             params: BTreeMap::from([("color".into(), json!("red"))]),
+            loaders: loaders(&[(Platform::Bios, "pxelinux.0")]),
+            local_boot: Some(LocalBoot::Refuse),
         }),
         Object::Template(Template {
             name: "hello.cfg".into(),
@@ -156,6 +165,8 @@ fn objects() -> Vec<Object> {
             profiles: vec!["default".into()],
             params: BTreeMap::from([("rack".into(), json!({"row": 3, "unit": [1, 2]}))]),
             options: BTreeMap::from([("12".into(), "m1.lab".into())]),
+            loaders: loaders(&[(Platform::UefiX64, "boot/grubx64.efi")]),
+            local_boot: Some(LocalBoot::Sanboot),
         }),
         Object::Subnet(Box::new(Subnet {
             name: "lab".into(),
@@ -187,6 +198,11 @@ fn objects() -> Vec<Object> {
                 options: BTreeMap::from([("67".into(), "snponly.efi".into())]),
                 next_server: Some([10, 77, 0, 9].into()),
             }],
+            loaders: loaders(&[
+                (Platform::HttpX64, "http://10.77.0.9/grubx64.efi"),
+                (Platform::IpxeBios, "undionly.kpxe"),
+            ]),
+            router_advertisement: true,
         })),
         Object::Reservation(Reservation {
             address: [10, 77, 0, 50].into(),

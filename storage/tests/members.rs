@@ -179,6 +179,8 @@ fn history_is_bounded_in_octets_and_says_what_it_forgot() {
         profiles: Vec::new(),
         params: Default::default(),
         options: Default::default(),
+        loaders: Default::default(),
+        local_boot: None,
     };
     let large = "x".repeat(8 << 20);
     for turn in 0..12 {

@@ -91,6 +91,8 @@ fn machine(name: &str, last: u8) -> Machine {
         profiles: Vec::new(),
         params: BTreeMap::new(),
         options: BTreeMap::new(),
+        loaders: Default::default(),
+        local_boot: None,
     }
 }
 
@@ -126,6 +128,8 @@ fn subnet(name: &str, cidr: &str, pools: &[&str]) -> Object {
         foreign_servers: Vec::new(),
         conflict_detection: Default::default(),
         classes: Vec::new(),
+        loaders: Default::default(),
+        router_advertisement: false,
     }))
 }
 
@@ -379,6 +383,8 @@ fn what_is_named_can_be_missing_but_not_removed() {
     log.apply(Object::Profile(Profile {
         name: "p".into(),
         params: BTreeMap::new(),
+        loaders: Default::default(),
+        local_boot: None,
     }));
     log.apply(Object::Bootenv(Bootenv {
         name: "b".into(),
@@ -580,6 +586,8 @@ fn params_come_from_machine_profiles_global_and_default_in_this_order() {
         log.apply(Object::Profile(Profile {
             name: name.into(),
             params: params(values),
+            loaders: Default::default(),
+            local_boot: None,
         }));
     }
     log.apply(Machine {

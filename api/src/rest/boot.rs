@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use muster_storage::model::Mac;
+use muster_storage::model::{ClientKey, Mac};
 use muster_storage::state::{BootClient, BootTarget};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -102,6 +102,19 @@ fn explain_in(
     if let Some(install) = uuid.and_then(|uuid| state.install(uuid)) {
         add("install", view::install(state, install));
     }
+    let key = ClientKey::Mac(mac);
+    let lease = state.leases_of(&key).max_by_key(|it| it.object.bound_at);
+    let subnet = lease.and_then(|lease| state.subnet(&lease.object.subnet));
+    let loaders: Map<String, Value> = state
+        .chosen_loaders(mac, subnet)
+        .into_iter()
+        .map(|(platform, (by, loader))| {
+            let chosen = json!({"loader": loader, "by": by});
+            (platform.to_string(), chosen)
+        })
+        .collect();
+    add("loaders", loaders.into());
+    add("local_boot", json!(state.local_boot(plan.machine)));
     let mut arguments = None;
     let fenced = matches!(plan.target, BootTarget::Install { .. });
     match plan.target {

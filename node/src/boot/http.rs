@@ -32,6 +32,9 @@ const CONNECTIONS_MAX: usize = 4096;
 /// How long a connection may be idle, or take to send the head of a request.
 const IDLE: Duration = Duration::from_secs(75);
 
+/// What UEFI firmware calls itself.
+const UEFI_HTTP_BOOT: &[u8] = b"UefiHttpBoot/";
+
 /// Serves until `stop`, then lets running requests end within [`DRAIN`].
 pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationToken) {
     let router = Router::new().fallback(answer).with_state(tree);
@@ -47,9 +50,7 @@ pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationT
         let Some(share) = shares.take(peer.ip()) else {
             continue;
         };
-        let router = router.clone().layer(Extension(Client {
-            address: peer.ip().to_canonical(),
-        }));
+        let router = router.clone().layer(Extension(peer.ip().to_canonical()));
         let connection =
             builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
         let connection = running.watch(connection);
@@ -102,11 +103,18 @@ async fn accept(
 
 async fn answer(
     State(tree): State<Tree>,
-    Extension(client): Extension<Client>,
+    Extension(address): Extension<IpAddr>,
     request: Request,
 ) -> Response {
     let began = Instant::now();
     let (head, body) = request.into_parts();
+    let client = Client {
+        address,
+        uefi_http: head
+            .headers
+            .get(header::USER_AGENT)
+            .is_some_and(|agent| agent.as_bytes().starts_with(UEFI_HTTP_BOOT)),
+    };
     let target = Target::parse(head.uri.path(), head.uri.query());
     let kind = target.as_ref().map_or("unknown", Target::kind);
     let response = match target {

@@ -9,6 +9,7 @@ pub mod facts;
 mod fence;
 mod http;
 pub mod metrics;
+pub mod names;
 mod report;
 pub mod script;
 mod target;

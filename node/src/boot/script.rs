@@ -5,11 +5,14 @@
 //! `--timeout`. A script that ends is not run again, so every way through one ends in `boot`,
 //! `exit`, or a jump to the part that reads the script again from all nodes.
 
+mod grub;
+mod pxelinux;
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use muster_api::template::NodeView;
-use muster_storage::model::{Mac, Revision, Sha256};
+use muster_storage::model::{Loader, LocalBoot, Mac, Platform, Revision, Sha256};
 use sha2::Digest as _;
 
 /// How long a server may be silent, in milliseconds, before iPXE turns to the next.
@@ -20,6 +23,17 @@ pub const HOLD_SECS: u32 = 10;
 
 /// How long a machine waits whose boot failed, or whose node did not know enough, in seconds.
 pub const RETRY_SECS: u32 = 3;
+
+/// Who reads what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// iPXE.
+    Ipxe,
+    /// The pxelinux of Syslinux, and its `syslinux.efi`.
+    Pxelinux,
+    /// GRUB 2.
+    Grub,
+}
 
 /// What a script says about itself and whom it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +52,10 @@ pub struct Heading {
     pub revision: Revision,
     /// Whether a quorum confirmed that this revision was the latest.
     pub confirmed: bool,
+    /// The directory that the loader asked in, with a slash at its end; empty at the top.
+    pub directory: String,
+    /// iPXE that is loaded first, by the platform of the iPXE that loads it.
+    pub fuller: Vec<(Platform, Loader)>,
 }
 
 /// What iPXE is to do.
@@ -46,7 +64,7 @@ pub enum Task {
     /// Say which machine it is.
     Identify,
     /// Boot the local disk.
-    Local,
+    Local(LocalBoot),
     /// Show a text, wait, ask again.
     Hold {
         /// What stands in the way and what to do.
@@ -88,12 +106,21 @@ pub fn order(nodes: &mut [NodeView], mac: Option<Mac>) {
     }
 }
 
-/// The script.
+/// The text in the language of who reads it.
+pub fn render(language: Language, heading: &Heading, task: &Task, nodes: &[NodeView]) -> String {
+    match language {
+        Language::Ipxe => text(heading, task, nodes),
+        Language::Pxelinux => pxelinux::text(heading, task, nodes),
+        Language::Grub => grub::text(heading, task, nodes),
+    }
+}
+
+/// The script for iPXE.
 pub fn text(heading: &Heading, task: &Task, nodes: &[NodeView]) -> String {
     let mut script = Script::new(heading, nodes);
     match task {
         Task::Identify => script.identify(),
-        Task::Local => script.local(heading),
+        Task::Local(how) => script.local(heading, *how),
         Task::Hold { lines, wait_secs } => script.hold(heading, lines, *wait_secs),
         Task::Kernel {
             kernel,
@@ -139,16 +166,7 @@ impl<'a> Script<'a> {
                 None => "?mac=${netX/mac}".to_owned(),
             },
         };
-        let confirmed = if heading.confirmed {
-            "confirmed by a quorum"
-        } else {
-            "as this node knows it"
-        };
-        script.line(&format!(
-            "# muster: revision {}, {confirmed}, by node {}",
-            heading.revision, heading.node
-        ));
-        script.line(&format!("# {}", plain(&heading.rule)));
+        script.text.push_str(&about(heading));
         script
     }
 
@@ -169,23 +187,52 @@ impl<'a> Script<'a> {
 
     /// BIOS boots the disk from here, because many ROMs do not return well. UEFI goes on with its
     /// next entry only after an error: a success makes it stop at its menu.
-    fn local(&mut self, heading: &Heading) {
+    fn local(&mut self, heading: &Heading, how: LocalBoot) {
         let machine = named(heading);
         self.echo(&format!("{machine} boots its local disk"));
-        self.line("iseq ${platform} efi && goto firmware ||");
-        self.line("sanboot --no-describe --drive 0x80 ||");
-        self.line(":firmware");
+        if how == LocalBoot::Auto {
+            self.line("iseq ${platform} efi && goto firmware ||");
+        }
+        if matches!(how, LocalBoot::Auto | LocalBoot::Sanboot) {
+            self.line("sanboot --no-describe --drive 0x80 ||");
+        }
+        if how == LocalBoot::Auto {
+            self.line(":firmware");
+        }
         self.line("exit 1");
     }
 
+    /// Loads the iPXE that was chosen, unless this is it: of two that ask for this script by the same
+    /// packets, the name of the network card's driver tells which. What cannot be loaded is done
+    /// without.
+    fn fuller(&mut self, heading: &Heading) {
+        for (position, (platform, loader)) in heading.fuller.iter().enumerate() {
+            let (Some(architecture), Some(chips)) = (architecture(*platform), loader.ipxe_chips())
+            else {
+                continue;
+            };
+            let next = format!("own-{position}");
+            self.line(&format!("{architecture} || goto {next}"));
+            for chip in chips {
+                self.line(&format!("iseq ${{netX/chip}} {chip} && goto {next} ||"));
+            }
+            let urls: Vec<String> = match loader.is_url() {
+                true => vec![loader.as_str().to_owned()],
+                false => self
+                    .nodes
+                    .iter()
+                    .map(|node| format!("{}/{}", node.url(), loader.as_str()))
+                    .collect(),
+            };
+            for url in urls {
+                self.line(&format!("chain --autofree --timeout {SILENCE_MS} {url} ||"));
+            }
+            self.line(&format!(":{next}"));
+        }
+    }
+
     fn hold(&mut self, heading: &Heading, lines: &[String], wait_secs: u32) {
-        let machine = named(heading);
-        let mac = heading.mac.map(|mac| mac.to_string()).unwrap_or_default();
-        let about = format!(
-            "{machine} waits. MAC {mac}, address {}, node {}",
-            heading.address, heading.node
-        );
-        self.echo(&about);
+        self.echo(&waiting(heading));
         for line in lines {
             self.echo(line);
         }
@@ -195,6 +242,7 @@ impl<'a> Script<'a> {
     /// The kernel comes last: its command line may name the node, which then has just answered.
     fn kernel(&mut self, heading: &Heading, kernel: &File, initrds: &[File], args: &[String]) {
         let machine = named(heading);
+        self.fuller(heading);
         self.echo(&format!("{machine} boots {}", kernel.path));
         self.line("imgfree");
         let names = file_names(initrds);
@@ -253,6 +301,43 @@ impl<'a> Script<'a> {
         ));
         self.line("goto wait");
     }
+}
+
+/// Comments on whom the text is for, in the form that all three languages have.
+fn about(heading: &Heading) -> String {
+    let confirmed = if heading.confirmed {
+        "confirmed by a quorum"
+    } else {
+        "as this node knows it"
+    };
+    format!(
+        "# muster: revision {}, {confirmed}, by node {}\n# {}\n",
+        heading.revision,
+        heading.node,
+        plain(&heading.rule)
+    )
+}
+
+/// What is shown on a machine that waits.
+fn waiting(heading: &Heading) -> String {
+    let mac = heading.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    format!(
+        "{} waits. MAC {mac}, address {}, node {}",
+        named(heading),
+        heading.address,
+        heading.node
+    )
+}
+
+/// A command that succeeds in iPXE on a platform, and nowhere else.
+fn architecture(platform: Platform) -> Option<&'static str> {
+    Some(match platform {
+        Platform::IpxeBios => "iseq ${platform} pcbios",
+        Platform::IpxeX64 => "iseq ${platform}-${buildarch} efi-x86_64",
+        Platform::IpxeIa32 => "iseq ${platform}-${buildarch} efi-i386",
+        Platform::IpxeArm64 => "iseq ${platform}-${buildarch} efi-arm64",
+        _ => return None,
+    })
 }
 
 fn named(heading: &Heading) -> &str {

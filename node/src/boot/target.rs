@@ -3,15 +3,19 @@
 use muster_storage::model::{Mac, Sha256};
 use uuid::Uuid;
 
+use super::names::{self, Config, Named};
+
 /// What a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// `/boot.ipxe`, `/autoexec.ipxe`: the script for the machine with this MAC, or else the one
-    /// that leases the client's address.
+    /// `/boot.ipxe`, and `autoexec.ipxe` in any directory: the script for the machine with this MAC,
+    /// or else the one that leases the client's address.
     Script {
         /// `?mac=`
         mac: Option<Mac>,
     },
+    /// What another loader than iPXE asks for by a name of its own, in any directory.
+    Config(Config),
     /// `/artifacts/PATH`
     Artifact {
         /// Path of the artifact.
@@ -31,7 +35,8 @@ pub enum Target {
         /// Who reports.
         machine: Uuid,
     },
-    /// A first-stage loader at the top.
+    /// Anything else: a first-stage loader or what it loads, from the loader directory when it is at
+    /// the top, or an artifact by its bare path.
     Loader {
         /// Name of the file.
         name: String,
@@ -50,14 +55,7 @@ impl Target {
             return None;
         }
         match path.split_once('/') {
-            None if matches!(path, "boot.ipxe" | "autoexec.ipxe") => Some(Self::Script {
-                // A MAC that cannot be read is as good as none: the script asks for it.
-                mac: parameter(query, "mac").and_then(|text| text.parse().ok()),
-            }),
-            None if path.starts_with('.') => None,
-            None => Some(Self::Loader {
-                name: path.to_owned(),
-            }),
+            None if path == "boot.ipxe" => Some(Self::script(query)),
             Some(("artifacts", path)) => Some(Self::Artifact {
                 path: path.to_owned(),
                 sha256: match parameter(query, "sha256") {
@@ -76,7 +74,29 @@ impl Target {
                     },
                 })
             }
-            Some(_) => None,
+            _ => Self::of_loader(path, query),
+        }
+    }
+
+    fn script(query: Option<&str>) -> Self {
+        Self::Script {
+            // A MAC that cannot be read is as good as none: the script asks for it.
+            mac: parameter(query, "mac").and_then(|text| text.parse().ok()),
+        }
+    }
+
+    /// What loaders ask for by names that they were built with.
+    fn of_loader(path: &str, query: Option<&str>) -> Option<Self> {
+        if path == "autoexec.ipxe" || path.ends_with("/autoexec.ipxe") {
+            return Some(Self::script(query));
+        }
+        match names::parse(path) {
+            Some(Named::Config(config)) => Some(Self::Config(config)),
+            Some(Named::Nothing) => None,
+            None if path.starts_with('.') => None,
+            None => Some(Self::Loader {
+                name: path.to_owned(),
+            }),
         }
     }
 
@@ -84,6 +104,7 @@ impl Target {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Script { .. } => "script",
+            Self::Config(_) => "config",
             Self::Artifact { .. } => "artifact",
             Self::File { .. } => "file",
             Self::Report { .. } => "report",
@@ -118,6 +139,8 @@ fn decode(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::names::Who;
+    use super::super::script::Language;
     use super::*;
 
     const UUID: &str = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
@@ -199,11 +222,35 @@ mod tests {
     }
 
     #[test]
-    fn loaders_are_plain_names() {
-        let loader = Target::Loader {
-            name: "undionly.kpxe".to_owned(),
+    fn loaders_are_named_as_they_are_built() {
+        let loader = |name: &str| {
+            let name = name.to_owned();
+            Some(Target::Loader { name })
         };
-        check("//undionly.kpxe", None, Some(loader));
+        for (path, name) in [
+            ("//undionly.kpxe", "undionly.kpxe"),
+            ("/boot/x64/grubx64.efi", "boot/x64/grubx64.efi"),
+            ("\\EFI\\BOOT\\grubx64.efi", "EFI/BOOT/grubx64.efi"),
+            ("grub/x86_64-efi/command.lst", "grub/x86_64-efi/command.lst"),
+            ("/etc/passwd", "etc/passwd"),
+            ("/artifacts", "artifacts"),
+        ] {
+            check(path, None, loader(name));
+        }
+        let mac = Mac([0x52, 0x54, 0, 0, 0, 0x50]);
+        for path in ["autoexec.ipxe", "/boot/x64/autoexec.ipxe"] {
+            check(path, None, Some(Target::Script { mac: None }));
+            let query = Some("mac=52-54-00-00-00-50");
+            check(path, query, Some(Target::Script { mac: Some(mac) }));
+        }
+        let config = Target::Config(Config {
+            language: Language::Pxelinux,
+            who: Who::Mac(mac),
+            directory: "bios/".to_owned(),
+        });
+        let path = "\\bios\\pxelinux.cfg\\01-52-54-00-00-00-50";
+        check(path, None, Some(config));
+        check("/pxelinux.cfg/0A4D00", None, None);
     }
 
     #[test]
@@ -218,7 +265,6 @@ mod tests {
             "/%2e%2e/etc/passwd",
             "/..%2fetc",
             "..\\x",
-            "/artifacts",
             "/artifacts/",
             "/artifacts/../x",
             "/artifacts/./x",
@@ -226,7 +272,6 @@ mod tests {
             "/.a/artifacts/x",
             "/artifacts//x",
             "/artifacts/a/",
-            "/etc/passwd",
             "/.hidden",
             "/%00",
             "/%",
@@ -234,17 +279,7 @@ mod tests {
             "/%ff",
             "/a\nb",
         ] {
-            check(
-                path,
-                None,
-                if path == "/artifacts" {
-                    Some(Target::Loader {
-                        name: "artifacts".to_owned(),
-                    })
-                } else {
-                    None
-                },
-            );
+            check(path, None, None);
         }
     }
 }

@@ -1,10 +1,12 @@
 //! What is at a path for a client.
 
+mod loader;
+
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use muster_api::machine_token;
@@ -19,8 +21,9 @@ use uuid::Uuid;
 
 use super::facts::{OnceSent, Recorder};
 use super::fence;
-use super::script::{self, File, Heading, Task};
+use super::script::{self, File, Heading, Language, Task};
 use super::target::Target;
+use loader::{fuller, media_type};
 
 /// How long an answer waits for a quorum to confirm that it is made from the latest state.
 const CONFIRM: Duration = Duration::from_millis(200);
@@ -36,6 +39,8 @@ const ROUNDS: usize = 4;
 pub struct Client {
     /// Source address of the request.
     pub address: IpAddr,
+    /// Whether it is the HTTP Boot client of UEFI firmware.
+    pub uefi_http: bool,
 }
 
 /// What was asked for, ready to be read.
@@ -122,10 +127,11 @@ impl Tree {
 
     async fn content(&self, target: &Target, client: Client) -> Result<Content, Problem> {
         match target {
-            Target::Script { mac } => self.script(*mac, client).await,
+            Target::Script { mac } => Ok(self.script(Language::Ipxe, "", *mac, client).await),
+            Target::Config(config) => self.config(config, client).await,
             Target::Artifact { path, sha256 } => self.artifact(path, *sha256).await,
             Target::File { machine, path } => self.file(*machine, path).await,
-            Target::Loader { name } => self.loader(name).await,
+            Target::Loader { name } => self.loader(name, client).await,
             Target::Report { .. } => Err(Problem::NotFound("reports are written".to_owned())),
         }
     }
@@ -154,7 +160,13 @@ impl Tree {
         }
     }
 
-    async fn script(&self, mac: Option<Mac>, client: Client) -> Result<Content, Problem> {
+    async fn script(
+        &self,
+        language: Language,
+        directory: &str,
+        mac: Option<Mac>,
+        client: Client,
+    ) -> Content {
         let identify = |state: &State| {
             let mac = mac.or_else(|| leased_to(state, client.address));
             let known = mac.is_some_and(|mac| state.machine_with_mac(mac).is_some());
@@ -173,6 +185,10 @@ impl Tree {
             rule: "nothing is known about the client".to_owned(),
             revision: self.cluster.read(State::revision),
             confirmed,
+            directory: directory.to_owned(),
+            fuller: self
+                .cluster
+                .read(|state| fuller(state, mac, client.address)),
         };
         let task = match mac {
             Some(mac) if known || confirmed => self.task_of(mac, &mut nodes, &mut heading).await,
@@ -191,7 +207,7 @@ impl Tree {
                 }
             }
         };
-        Ok(text_content(script::text(&heading, &task, &nodes)))
+        text_content(script::render(language, &heading, &task, &nodes))
     }
 
     /// What the machine with this MAC is to do now. What can destroy its data it gets only for an
@@ -257,7 +273,7 @@ impl Tree {
                 let name = name.clone();
                 Box::new(move |_| Step::Loader { name })
             }
-            Target::Script { .. } | Target::Report { .. } => return None,
+            Target::Script { .. } | Target::Config(_) | Target::Report { .. } => return None,
         };
         let machine = match target {
             Target::File { machine, .. } => *machine,
@@ -340,7 +356,7 @@ impl Tree {
         Some(Content {
             length,
             etag: sha256.to_string(),
-            media: "application/octet-stream",
+            media: media_type(path),
             source,
             fact: None,
         })
@@ -388,30 +404,6 @@ impl Tree {
             .map_err(|_| Problem::Interrupted)?
             .map_err(Problem::Render)
     }
-
-    async fn loader(&self, name: &str) -> Result<Content, Problem> {
-        let path = self.loader_dir.join(name);
-        let not_found = || Problem::NotFound(format!("there is no loader `{name}`"));
-        let metadata = match tokio::fs::metadata(&path).await {
-            Ok(metadata) if metadata.is_file() => metadata,
-            Ok(_) => return Err(not_found()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(not_found()),
-            Err(error) => return Err(Problem::Disk(error)),
-        };
-        let modified = metadata.modified().ok();
-        let modified = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        Ok(Content {
-            length: metadata.len(),
-            etag: format!(
-                "{:x}-{:x}",
-                metadata.len(),
-                modified.unwrap_or_default().as_nanos()
-            ),
-            media: "application/octet-stream",
-            source: Source::File(path),
-            fact: None,
-        })
-    }
 }
 
 /// What is to be done, as far as the state says.
@@ -437,7 +429,7 @@ impl Work {
     /// The fact that it is served.
     fn step(&self, revision: Revision) -> Step {
         let boots = match self {
-            Self::Ready(Task::Local) => LOCAL.to_owned(),
+            Self::Ready(Task::Local(_)) => LOCAL.to_owned(),
             Self::Kernel { bootenv, .. } => bootenv.clone(),
             Self::Ready(_) => Settings::hold(),
         };
@@ -470,7 +462,7 @@ fn plan(
         })
     };
     let bootenv = match plan.target {
-        BootTarget::Local => return Ok(Work::Ready(Task::Local)),
+        BootTarget::Local => return Ok(Work::Ready(Task::Local(state.local_boot(plan.machine)))),
         BootTarget::Hold { reason } => return Ok(hold(&reason)),
         BootTarget::Install { install, bootenv } => {
             if !attempt.is_some_and(|attempt| install.admits(attempt)) {

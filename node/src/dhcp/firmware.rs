@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use muster_storage::model::{Loader, Platform};
+
 use super::request::{Firmware, Request};
 
 /// Boot data of one reply.
@@ -24,25 +26,89 @@ pub struct Overrides {
     pub next_server: Option<Ipv4Addr>,
     /// Option 66.
     pub server_name: Option<String>,
-    /// Option 67.
+    /// Option 67, before `loader`.
     pub file: Option<String>,
+    /// What the machine, its profiles or its subnet have its firmware load.
+    pub loader: Option<Loader>,
     /// Option 43 for PXE ROMs.
     pub vendor_options: Option<Vec<u8>>,
 }
 
-/// The first-stage loader for an architecture (RFC 4578 §2.1 and the IANA registry); none for one
-/// that nothing can be served to.
-pub fn loader(architecture: u16) -> Option<&'static str> {
-    match architecture {
+/// Who asks, by protocol and architecture (RFC 4578 §2.1 and the IANA registry); none for an
+/// architecture that nothing can be served to.
+pub fn platform(firmware: Firmware, architecture: u16) -> Option<Platform> {
+    let of_family = match architecture {
         // PC BIOS, and its HTTP boot.
-        0 | 20 => Some("undionly.kpxe"),
+        0 | 20 => [Platform::Bios, Platform::HttpBios, Platform::IpxeBios],
         // x86 UEFI, 32 bits.
-        6 | 15 => Some("snponly-i386.efi"),
+        6 | 15 => [Platform::UefiIa32, Platform::HttpIa32, Platform::IpxeIa32],
         // x86-64 UEFI; 9 is what old firmware sends for it.
-        7 | 9 | 16 | 17 => Some("snponly.efi"),
+        7 | 9 | 16 | 17 => [Platform::UefiX64, Platform::HttpX64, Platform::IpxeX64],
         // ARM64 UEFI.
-        11 | 19 => Some("snponly-arm64.efi"),
-        _ => None,
+        11 | 19 => [
+            Platform::UefiArm64,
+            Platform::HttpArm64,
+            Platform::IpxeArm64,
+        ],
+        _ => return None,
+    };
+    let [pxe, http, ipxe] = of_family;
+    Some(match firmware {
+        Firmware::Pxe => pxe,
+        Firmware::Http => http,
+        Firmware::Ipxe => ipxe,
+    })
+}
+
+/// Who sent the request. A PXE ROM that does not say is a PC's.
+pub fn platform_of(request: &Request) -> Option<Platform> {
+    let firmware = request.firmware?;
+    let architecture = match firmware {
+        Firmware::Http => request.architecture?,
+        Firmware::Pxe | Firmware::Ipxe => request.architecture.unwrap_or(0),
+    };
+    platform(firmware, architecture)
+}
+
+/// The loader of the distribution's `ipxe` package, where nobody chose another.
+pub fn default_loader(platform: Platform) -> &'static str {
+    match platform {
+        Platform::Bios | Platform::HttpBios | Platform::IpxeBios => "undionly.kpxe",
+        Platform::UefiX64 | Platform::HttpX64 | Platform::IpxeX64 => "snponly.efi",
+        Platform::UefiIa32 | Platform::HttpIa32 | Platform::IpxeIa32 => "snponly-i386.efi",
+        Platform::UefiArm64 | Platform::HttpArm64 | Platform::IpxeArm64 => "snponly-arm64.efi",
+    }
+}
+
+/// What the client loads, on the node at `address`.
+fn file(
+    request: &Request,
+    firmware: Firmware,
+    address: Ipv4Addr,
+    boot_port: u16,
+    chosen: Option<&Loader>,
+) -> Option<String> {
+    let platform = platform_of(request);
+    let loader = |platform| match chosen {
+        Some(loader) => loader.as_str().to_owned(),
+        None => default_loader(platform).to_owned(),
+    };
+    match firmware {
+        Firmware::Pxe => platform.map(loader),
+        Firmware::Http => {
+            let file = loader(platform?);
+            match file.contains("://") {
+                true => Some(file),
+                false => Some(format!("http://{address}:{boot_port}/{file}")),
+            }
+        }
+        // It is chained from the script, where the second iPXE can be told from the first.
+        Firmware::Ipxe if request.ipxe_fetches_by_http => match chosen {
+            Some(loader) if loader.ipxe_chips().is_none() => Some(loader.as_str().to_owned()),
+            _ => Some(script_url(request, address, boot_port)),
+        },
+        // It could not fetch the script.
+        Firmware::Ipxe => platform.map(loader),
     }
 }
 
@@ -56,14 +122,9 @@ pub fn boot(
     proxy: bool,
 ) -> Option<Boot> {
     let firmware = request.firmware?;
-    let ours = match firmware {
-        Firmware::Ipxe => Some(script_url(request, address, boot_port)),
-        Firmware::Pxe => loader(request.architecture.unwrap_or(0)).map(str::to_owned),
-        Firmware::Http => {
-            loader(request.architecture?).map(|file| format!("http://{address}:{boot_port}/{file}"))
-        }
-    };
-    let file = overrides.file.clone().or(ours)?;
+    let chosen = overrides.loader.as_ref();
+    let ours = || file(request, firmware, address, boot_port, chosen);
+    let file = overrides.file.clone().or_else(ours)?;
     let named = overrides.server_name.as_deref();
     let server = overrides
         .next_server

@@ -41,6 +41,9 @@ pub fn boot(
         next_server: state.next_server_of(client, subnet),
         server_name: text(BOOT_SERVER_NAME),
         file: text(BOOT_FILE),
+        loader: firmware::platform_of(request)
+            .and_then(|platform| state.loader(client.mac, subnet, platform))
+            .cloned(),
         vendor_options: vendor_options(),
     };
     firmware::boot(request, view.address, view.boot_port, &overrides, proxy)

@@ -127,6 +127,8 @@ pub struct Request {
     pub max_size: Option<u16>,
     /// Who sends boot data requests, if anyone.
     pub firmware: Option<Firmware>,
+    /// Whether its iPXE, if it is one, was built with HTTP, as far as it says: option 175.
+    pub ipxe_fetches_by_http: bool,
     /// The first architecture of option 93, or what option 60 says (RFC 4578 §2.1).
     pub architecture: Option<u16>,
     /// Option 97 as it came.
@@ -206,6 +208,7 @@ impl Request {
                 .to_vec(),
             max_size: options.short(OptionCode::MaxMessageSize)?,
             firmware,
+            ipxe_fetches_by_http: fetches_by_http(options.get(OptionCode::from(175))),
             architecture: traits.architectures.first().copied(),
             machine_id: options
                 .get(OptionCode::ClientMachineIdentifier)
@@ -360,6 +363,22 @@ fn firmware(options: &Fields<'_>, traits: &Traits) -> Option<Firmware> {
     } else {
         None
     }
+}
+
+/// Whether the list of features in iPXE's option 175 has HTTP (19), or is none: one that is has TFTP
+/// (21).
+fn fetches_by_http(encapsulated: Option<&[u8]>) -> bool {
+    let mut rest = encapsulated.unwrap_or_default();
+    let (mut http, mut tftp) = (false, false);
+    while let [code, length, after @ ..] = rest {
+        match code {
+            19 => http = true,
+            21 => tftp = true,
+            _ => {}
+        }
+        rest = after.get(usize::from(*length)..).unwrap_or_default();
+    }
+    http || !tftp
 }
 
 /// Option 93, else what option 60 says.

@@ -197,7 +197,7 @@ impl Service {
                             notices.push(Notice::Exchange(exchange.hash, Progress::Proposed));
                         }
                         self.wait(&exchange.clone(), move |service| async move {
-                            service.finish(exchange, looked).await;
+                            service.finish(exchange, *looked).await;
                         });
                     }
                 },

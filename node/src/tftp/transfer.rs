@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 
 use crate::boot::facts::OnceSent;
+use crate::boot::script::Language;
 use crate::boot::{Client, Problem, Reader, Target, Tree, metrics};
 
 /// Transfers at a time; each has a socket and a buffer.
@@ -29,6 +30,10 @@ const ACTIVE_PER_CLIENT_MAX: usize = 32;
 /// How long one request may keep others from being opened. What takes longer is opened while the
 /// others go on, and its size cannot be told to the client.
 const PATIENCE: Duration = Duration::from_millis(30);
+
+/// The same for what is rendered for GRUB, which takes a file of unknown size for an empty one: as
+/// long as a quorum is waited for.
+const PATIENCE_GRUB: Duration = Duration::from_millis(250);
 
 /// Opens what is asked for.
 pub(super) struct Handler {
@@ -60,8 +65,13 @@ impl async_tftp::server::Handler for Handler {
             ));
         };
         let path = path.to_string_lossy().into_owned();
-        let mut opening = tokio::spawn(open(self.tree.clone(), Client { address }, path));
-        let opened = timeout(PATIENCE, &mut opening).await;
+        let client = Client {
+            address,
+            uefi_http: false,
+        };
+        let patience = patience(&path);
+        let mut opening = tokio::spawn(open(self.tree.clone(), client, path));
+        let opened = timeout(patience, &mut opening).await;
         let (state, length, fact) = match opened {
             Ok(opened) => {
                 let (reader, length, fact) = settle(opened).map_err(|error| refusal(&error))?;
@@ -94,12 +104,22 @@ impl async_tftp::server::Handler for Handler {
 /// What is read, how long it is, and what is known once it was read.
 type Opened = (Compat<Reader>, u64, Option<OnceSent>);
 
+fn target(path: &str) -> Option<Target> {
+    match path.split_once('?') {
+        Some((path, query)) => Target::parse(path, Some(query)),
+        None => Target::parse(path, None),
+    }
+}
+
+fn patience(path: &str) -> Duration {
+    match target(path) {
+        Some(Target::Config(config)) if config.language == Language::Grub => PATIENCE_GRUB,
+        _ => PATIENCE,
+    }
+}
+
 async fn open(tree: Tree, client: Client, path: String) -> Result<Opened, Problem> {
-    let (name, query) = match path.split_once('?') {
-        Some((name, query)) => (name, Some(query)),
-        None => (path.as_str(), None),
-    };
-    let found = match Target::parse(name, query) {
+    let found = match target(&path) {
         Some(target) => tree.find(&target, client).await,
         None => Err(Problem::NotFound(
             "there is nothing at this path".to_owned(),

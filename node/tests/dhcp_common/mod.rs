@@ -164,6 +164,8 @@ impl World {
             profiles: Vec::new(),
             params: BTreeMap::new(),
             options: BTreeMap::new(),
+            loaders: Default::default(),
+            local_boot: None,
         };
         change(&mut machine);
         self.put(Object::Machine(machine));

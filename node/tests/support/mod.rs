@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod http;
+pub mod pcap;
 pub mod tftp;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -1,10 +1,42 @@
 //! A TFTP client that can be as wrong as firmware and networks are.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use muster_node::tftp;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
+
+use super::Site;
+
+/// Starts the service beside the site's HTTP, and waits until it answers.
+pub async fn serve(site: &Site) -> SocketAddr {
+    let free = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let options = tftp::Options {
+        tftp_port: address.port(),
+        boot_port: site.address.port(),
+        advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        loader_dir: site.loaders(),
+        recorder: site.recorder.clone(),
+    };
+    tokio::spawn(tftp::serve(
+        site.cluster.clone(),
+        options,
+        site.stop.clone(),
+    ));
+    for _ in 0..100 {
+        let mut client = Client::new(address).await;
+        client.request(1, "undionly.kpxe", "").await;
+        let answer = client.receive_within(Duration::from_millis(50)).await;
+        if answer.is_some() {
+            client.acknowledge(1).await;
+            return address;
+        }
+    }
+    panic!("TFTP does not answer");
+}
 
 /// What a server answered to a request.
 #[derive(Debug, PartialEq, Eq)]

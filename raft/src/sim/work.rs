@@ -267,6 +267,8 @@ impl Work {
             let profile = Profile {
                 name: key.clone(),
                 params: BTreeMap::from([("value".to_owned(), json!(value))]),
+                loaders: Default::default(),
+                local_boot: None,
             };
             let mode = match condition {
                 Condition::Absent => PutMode::Create,

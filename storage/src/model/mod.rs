@@ -5,6 +5,7 @@
 //! (revision, times) is kept beside it in [`Record`].
 
 mod alert;
+mod boot;
 mod class;
 mod ids;
 mod install;
@@ -16,6 +17,7 @@ mod timeline;
 mod user;
 
 pub use alert::{Alert, Trouble};
+pub use boot::{BadLoader, BadLoaders, LOADER_NAME_MAX, Loader, Loaders, LocalBoot, Platform};
 pub use class::{Class, Condition};
 pub use ids::{BadMac, BadSha256, Mac, NodeId, Octets, Revision, Sha256, TextOctets, Timestamp};
 pub use install::{Attempt, Ended, Install, InstallPhase, Lock, Served, Status, Verdict};

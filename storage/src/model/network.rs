@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
-use super::{Class, Mac, Octets, TextOctets};
+use super::{Class, Loaders, Mac, Octets, TextOctets};
 
 /// A network that machines sit on, and how its clients are served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +64,13 @@ pub struct Subnet {
     /// Clients that get something else.
     #[serde(default)]
     pub classes: Vec<Class>,
+    /// What firmware loads first here, unless its machine says otherwise.
+    #[serde(default, skip_serializing_if = "Loaders::is_empty")]
+    pub loaders: Loaders,
+    /// Whether nodes answer router solicitations by saying that they are none (RFC 4861 §6.2.3), which
+    /// spares iPXE 13 to 16 s in each of its stages. For links without an IPv6 router.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub router_advertisement: bool,
 }
 
 /// Whom DHCP serves on a subnet.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Mac, Reservation, Sha256, Subnet, Timestamp, User};
+use super::{Loaders, LocalBoot, Mac, Reservation, Sha256, Subnet, Timestamp, User};
 
 /// Name of the boot environment that boots the local disk.
 pub const LOCAL: &str = "local";
@@ -40,6 +40,12 @@ pub struct Machine {
     /// DHCP options of this machine, before those of its subnet, written as there.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
+    /// What its firmware loads first, before what its profiles and its subnet say.
+    #[serde(default, skip_serializing_if = "Loaders::is_empty")]
+    pub loaders: Loaders,
+    /// How it is sent to its own disk, before what its profiles say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_boot: Option<LocalBoot>,
 }
 
 /// A text that is rendered per machine.
@@ -85,7 +91,7 @@ pub struct RenderedFile {
     pub template: String,
 }
 
-/// Params shared by machines.
+/// What machines share: params, and how their model boots.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
@@ -94,6 +100,12 @@ pub struct Profile {
     /// Values by param name.
     #[serde(default)]
     pub params: BTreeMap<String, Value>,
+    /// What firmware of these machines loads first, before what their subnet says.
+    #[serde(default, skip_serializing_if = "Loaders::is_empty")]
+    pub loaders: Loaders,
+    /// How these machines are sent to their own disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_boot: Option<LocalBoot>,
 }
 
 /// What a param may hold.

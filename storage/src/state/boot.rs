@@ -161,12 +161,11 @@ impl State {
                 }
             }
             Object::Settings(settings) => self.bootenv_named_problems(&settings.unknown_bootenv),
-            Object::Subnet(_)
-            | Object::Template(_)
-            | Object::Profile(_)
-            | Object::Param(_)
-            | Object::Artifact(_)
-            | Object::User(_) => Vec::new(),
+            Object::Subnet(subnet) => self.loader_problems(&subnet.loaders),
+            Object::Profile(profile) => self.loader_problems(&profile.loaders),
+            Object::Template(_) | Object::Param(_) | Object::Artifact(_) | Object::User(_) => {
+                Vec::new()
+            }
         }
     }
 
@@ -179,6 +178,7 @@ impl State {
                 .filter(|name| self.profile(name).is_none())
                 .map(|name| format!("profile `{name}` does not exist")),
         );
+        problems.extend(self.loader_problems(&machine.loaders));
         problems
     }
 

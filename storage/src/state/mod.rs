@@ -5,6 +5,7 @@ mod bind;
 mod boot;
 mod class;
 mod install;
+mod loaders;
 mod members;
 mod objects;
 mod offer;

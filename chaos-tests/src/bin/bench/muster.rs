@@ -330,6 +330,8 @@ impl Caller for Proposer {
         let profile = Profile {
             name: self.name.clone(),
             params: [("value".to_owned(), value)].into(),
+            loaders: Default::default(),
+            local_boot: None,
         };
         let proposal = Proposal {
             request: RequestId(Uuid::new_v4()),

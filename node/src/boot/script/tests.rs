@@ -21,6 +21,8 @@ fn heading(machine: Option<&str>) -> Heading {
         rule: "bootenv of machine `m1`: `lab`".to_owned(),
         revision: Revision(512),
         confirmed: true,
+        directory: "bios/".to_owned(),
+        fuller: Vec::new(),
     }
 }
 
@@ -90,7 +92,7 @@ sleep 3 ||
 fn local_needs_no_network() {
     check(
         &heading(Some("m1")),
-        &Task::Local,
+        &Task::Local(LocalBoot::Auto),
         "\
 #!ipxe
 # muster: revision 512, confirmed by a quorum, by node a
@@ -238,4 +240,220 @@ fn this_node_comes_first_and_the_others_differ_by_machine() {
     seconds.sort_unstable();
     seconds.dedup();
     assert_eq!(seconds, ["a", "b", "d", "e"]);
+}
+
+fn check_in(language: Language, heading: &Heading, task: &Task, expected: &str) {
+    let digest = "ab".repeat(32);
+    let text = render(language, heading, task, &nodes());
+    assert_eq!(text.replace(&digest, "ab…"), expected);
+}
+
+fn lab() -> Task {
+    Task::Kernel {
+        kernel: file("lab/vmlinuz"),
+        initrds: vec![file("lab/initrd.img"), file("firmware.cpio")],
+        args: vec![
+            "quiet  it's=\"two words\" node=a".to_owned(),
+            "quiet  it's=\"two words\" node=b".to_owned(),
+        ],
+    }
+}
+
+#[test]
+fn pxelinux_boots_and_reads_the_next_nodes_configuration_when_it_cannot() {
+    check_in(
+        Language::Pxelinux,
+        &heading(Some("m1")),
+        &lab(),
+        "\
+# muster: revision 512, confirmed by a quorum, by node a
+# bootenv of machine `m1`: `lab`
+SAY muster: m1 boots lab/vmlinuz
+DEFAULT boot
+PROMPT 0
+NOESCAPE 1
+ONERROR again
+LABEL boot
+KERNEL 10.77.0.1::/artifacts/lab/vmlinuz?sha256=ab…
+INITRD 10.77.0.1::/artifacts/lab/initrd.img?sha256=ab…,10.77.0.1::/artifacts/firmware.cpio?sha256=ab…
+APPEND quiet it's=\"two words\" node=a
+TIMEOUT 30
+ONTIMEOUT again
+LABEL again
+CONFIG 10.77.0.2::bios/pxelinux.cfg/01-52-54-00-00-00-50
+APPEND 10.77.0.2::bios/
+",
+    );
+}
+
+#[test]
+fn pxelinux_holds() {
+    let task = Task::Hold {
+        lines: vec!["run this".to_owned()],
+        wait_secs: 10,
+    };
+    check_in(
+        Language::Pxelinux,
+        &heading(None),
+        &task,
+        "\
+# muster: revision 512, confirmed by a quorum, by node a
+# bootenv of machine `m1`: `lab`
+SAY muster: this machine waits. MAC 52:54:00:00:00:50, address 10.77.0.100, node a
+SAY muster: run this
+PROMPT 1
+TIMEOUT 100
+ONTIMEOUT again
+LABEL again
+CONFIG 10.77.0.2::bios/pxelinux.cfg/01-52-54-00-00-00-50
+APPEND 10.77.0.2::bios/
+",
+    );
+}
+
+#[test]
+fn what_pxelinux_cannot_load_is_said_on_screen() {
+    let with = |path: &str, args: &str| Task::Kernel {
+        kernel: file(path),
+        initrds: Vec::new(),
+        args: vec![args.to_owned(); 2],
+    };
+    let long = "x".repeat(170);
+    for (task, expected) in [
+        (with(&long, ""), "pxelinux cannot load x"),
+        (with("a,b", ""), "pxelinux cannot load a,b"),
+        (
+            with("vmlinuz", &"y".repeat(2000)),
+            "have 2000 octets, and pxelinux takes 19",
+        ),
+    ] {
+        let text = render(Language::Pxelinux, &heading(None), &task, &nodes());
+        assert!(text.contains(expected), "{text}");
+        assert!(
+            text.contains("PROMPT 1\n") && !text.contains("KERNEL"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn grub_tries_each_node_and_reads_the_script_again() {
+    check_in(
+        Language::Grub,
+        &heading(Some("m1")),
+        &lab(),
+        r#"# muster: revision 512, confirmed by a quorum, by node a
+# bootenv of machine `m1`: `lab`
+set muster_read=yes
+echo 'muster: m1 boots lab/vmlinuz'
+if linux '(tftp,10.77.0.1)/artifacts/lab/vmlinuz?sha256=ab…' 'quiet' 'it'\''s=two words' 'node=a'; then
+  if initrd '(tftp,10.77.0.1)/artifacts/lab/initrd.img?sha256=ab…' '(tftp,10.77.0.1)/artifacts/firmware.cpio?sha256=ab…'; then
+    boot
+  fi
+fi
+if linux '(tftp,10.77.0.2)/artifacts/lab/vmlinuz?sha256=ab…' 'quiet' 'it'\''s=two words' 'node=b'; then
+  if initrd '(tftp,10.77.0.2)/artifacts/lab/initrd.img?sha256=ab…' '(tftp,10.77.0.2)/artifacts/firmware.cpio?sha256=ab…'; then
+    boot
+  fi
+fi
+echo 'muster: m1 could not boot lab/vmlinuz'
+set muster_wait=3
+if [ "$muster_loop" != yes ]; then
+  set muster_loop=yes
+  while true; do
+    sleep $muster_wait
+    set muster_read=no
+    if [ "$muster_read" = no ]; then
+      source "(tftp,10.77.0.1)/grub/grub.cfg-01-52-54-00-00-00-50"
+    fi
+    if [ "$muster_read" = no ]; then
+      source "(tftp,10.77.0.2)/grub/grub.cfg-01-52-54-00-00-00-50"
+    fi
+  done
+fi
+"#,
+    );
+}
+
+#[test]
+fn grub_boots_the_disk_by_what_is_on_it() {
+    let check = |how, expected: &str| {
+        check_in(
+            Language::Grub,
+            &heading(Some("m1")),
+            &Task::Local(how),
+            expected,
+        );
+    };
+    check(
+        LocalBoot::Exit,
+        "\
+# muster: revision 512, confirmed by a quorum, by node a
+# bootenv of machine `m1`: `lab`
+set muster_read=yes
+echo 'muster: m1 boots its local disk'
+exit
+",
+    );
+    check(
+        LocalBoot::Auto,
+        r#"# muster: revision 512, confirmed by a quorum, by node a
+# bootenv of machine `m1`: `lab`
+set muster_read=yes
+echo 'muster: m1 boots its local disk'
+if [ "$grub_platform" = efi ]; then
+  for file in debian/shimx64.efi ubuntu/shimx64.efi redhat/shimx64.efi fedora/shimx64.efi centos/shimx64.efi rocky/shimx64.efi almalinux/shimx64.efi sles/shim.efi opensuse/shim.efi debian/grubx64.efi Microsoft/Boot/bootmgfw.efi BOOT/BOOTX64.EFI BOOT/BOOTAA64.EFI; do
+    if search --no-floppy --file --set=disk /EFI/$file; then
+      chainloader ($disk)/EFI/$file
+      boot
+    fi
+  done
+else
+  set root=hd0
+  chainloader +1
+  boot
+fi
+exit
+"#,
+    );
+}
+
+#[test]
+fn texts_of_people_are_commands_in_no_language() {
+    let evil = "a\n'; reboot; '\n\\' $x `y`\nLABEL z";
+    let heading = Heading {
+        machine: Some("m1".to_owned()),
+        rule: evil.to_owned(),
+        ..heading(None)
+    };
+    let hold = Task::Hold {
+        lines: vec![evil.to_owned()],
+        wait_secs: HOLD_SECS,
+    };
+    let kernel = Task::Kernel {
+        kernel: file("it's/vmlinuz"),
+        initrds: Vec::new(),
+        args: vec![evil.to_owned(); 2],
+    };
+    for task in [hold, kernel] {
+        let grub = render(Language::Grub, &heading, &task, &nodes());
+        // Outside of single quotes there is nothing of it.
+        let outside: String = grub
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .flat_map(|line| {
+                line.replace(r"'\''", "")
+                    .split('\'')
+                    .step_by(2)
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        for word in ["reboot", "$x", "`y`", "LABEL"] {
+            assert!(!outside.contains(word), "{word}: {grub}");
+        }
+        let pxelinux = render(Language::Pxelinux, &heading, &task, &nodes());
+        let labels = pxelinux.lines().filter(|line| line.starts_with("LABEL"));
+        assert!(labels.clone().all(|label| label != "LABEL z"), "{pxelinux}");
+    }
 }

@@ -42,7 +42,7 @@ impl Looked {
 /// What a first look at the state said.
 pub(super) enum Verdict {
     /// Do this.
-    Now(Looked),
+    Now(Box<Looked>),
     /// Others come first.
     After(Duration),
     /// Options have to be rendered first.
@@ -94,7 +94,7 @@ impl Service {
             Action::Silent(Reason::LeftToPeer) => {
                 Verdict::After(rank::delay_of_all(standing.live.len()))
             }
-            _ => Verdict::Now(looked),
+            _ => Verdict::Now(Box::new(looked)),
         }
     }
 

@@ -202,6 +202,7 @@ fn imagined(client: Client, own: &[Ipv4Addr], on_link: bool) -> Option<Request> 
         parameters: Vec::new(),
         max_size: None,
         firmware: None,
+        ipxe_fetches_by_http: true,
         architecture: None,
         machine_id: None,
         relay: option.and_then(|option| Relay::read(option).ok()),
