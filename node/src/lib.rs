@@ -7,6 +7,7 @@ pub mod config;
 pub mod dhcp;
 pub mod minority;
 pub mod notify;
+pub mod ra;
 pub mod reconcile;
 pub mod serve;
 pub mod telemetry;

@@ -20,6 +20,7 @@ mod interfaces;
 mod join;
 mod leader_dies;
 mod load;
+mod loaders;
 mod local_disk;
 mod minority;
 mod power_cut;
@@ -27,6 +28,7 @@ mod protocol;
 mod race;
 mod replace;
 mod restart;
+mod router;
 mod unknown;
 mod why;
 

@@ -114,6 +114,11 @@ impl Server {
         }
     }
 
+    /// Where it serves.
+    pub fn interfaces(&self) -> &Interfaces {
+        &self.options.interfaces
+    }
+
     /// Serves until `shutdown`. Interfaces may come and go meanwhile.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::config::ServeOptions;
 use crate::dhcp::{self, Interfaces};
 use crate::minority::Minority;
 use crate::reconcile;
-use crate::{boot, tftp};
+use crate::{boot, ra, tftp};
 
 /// Services that run.
 pub struct Services(JoinSet<Result<(), Error>>);
@@ -98,6 +98,12 @@ pub fn start(
             .map_err(|error| failed(&error))
     });
 
+    let (own, token) = (cluster.clone(), stop.clone());
+    let interfaces = dhcp.interfaces().clone();
+    services.spawn(async move {
+        ra::serve(own, interfaces, token).await;
+        Ok(())
+    });
     let token = stop.clone();
     services.spawn(async move { dhcp.serve(token).await.map_err(|error| failed(&error)) });
     let (own, token) = (cluster.clone(), stop.clone());
