@@ -12,7 +12,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo test test-long test-firmware sim fuzz bench bench-dhcp bench-boot lint fmt clean setup setup-build setup-bench setup-debian payload
+.PHONY: build demo test test-long test-firmware sim fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench setup-debian payload
 
 build: setup-build
 	cargo build $(LOCKED) --release --workspace --bins
@@ -37,6 +37,15 @@ test-long: test
 MATRIX ?=
 test-firmware: setup payload build
 	set -o pipefail; target/bin/muster-chaos boot matrix $(MATRIX) | tee target/firmware.md
+
+# A real Debian is installed through three nodes on an emulated machine, and reached by SSH: minutes.
+e2e-debian: export MUSTER_DEBIAN := 1
+e2e-debian: export MUSTER_BIN := $(abspath $(cargo_target)/debug/muster)
+e2e-debian: setup-debian payload
+	@deploy/debian.sh
+	cargo build $(LOCKED) -p muster-node --bins
+	cargo test $(LOCKED) -p muster-chaos --test stories -- --exact --nocapture \
+		install_debian::debian_is_installed_and_reached_by_ssh
 
 # Simulated clusters from seeds: `make sim SEEDS=2000 FIRST=1`, or one again with its trace: `make sim SEED=7`.
 SEEDS ?= 200

@@ -97,7 +97,7 @@ pub fn installer(cluster: &Cluster, image: &Path, files: &[(&str, &str)]) -> Res
         "kind: bootenv\nname: install\nkernel: installer/vmlinuz\ninitrds: [installer/initrd.img]\n\
          kernel_args: 'console=ttyS0 quiet muster.image=images/disk.img.gz \
          muster.urls={{{{ machine.urls | join(sep=\",\") }}}} muster.token={{{{ machine.token }}}} \
-         muster.files={}'\nfiles: [{}]\n",
+         muster.files={}'\nfiles: [{}]\ninstalls: true\n",
         paths.join(","),
         entries.join(", ")
     ));

@@ -16,6 +16,8 @@ mod garbage;
 mod hand_over;
 mod herd;
 mod idle;
+mod install_debian;
+mod install_disk;
 mod interfaces;
 mod join;
 mod leader_dies;
