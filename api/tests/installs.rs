@@ -114,6 +114,8 @@ async fn a_locked_machine_cannot_be_changed() {
         (&why["reason"], &json!("admin"))
     );
     assert_eq!(machine(&api).await["locked"], lock);
+    let explained = api.get(&format!("/api/v1/boot/explain?mac={MAC}")).await;
+    assert_eq!(explained.expect(200).json()["locked"], lock);
     for refused in [
         api.patch("/api/v1/machines/m1", &json!({"params": {"a": 1}}))
             .await,
@@ -146,13 +148,14 @@ async fn tokens_are_for_machines_alone() {
     let order = Revision(order.expect(201).json()["order"].as_u64().unwrap());
     let node = api.cluster.node_id();
     let uuid = api.cluster.read(|state| state.machine("m1").unwrap().uuid);
+    let attempt = |number| Attempt { order, number };
     let open = Command::OpenAttempt {
         machine: uuid,
-        order,
+        read: attempt(0),
+        started: false,
         node,
     };
     propose(&api, open).await;
-    let attempt = |number| Attempt { order, number };
     let token = machine_token::issue(&api.cluster, uuid, attempt(1)).unwrap();
     assert!(machine_token::is_good(&api.cluster, uuid, &token));
     assert_eq!(

@@ -6,7 +6,7 @@ mod dhcp_common;
 use dhcp_common::*;
 use dhcproto::v4::MessageType;
 use muster_node::reconcile::plan;
-use muster_storage::model::LeaseState;
+use muster_storage::model::{LeaseState, Seen, Step};
 use muster_storage::{Command, NodeId, Revision};
 
 const LEADER: NodeId = NodeId(1);
@@ -71,4 +71,32 @@ fn time_that_is_behind_is_corrected() {
         plan(&world.state, LEADER, world.now, Some(to), None),
         [Command::CorrectTime { to }]
     );
+}
+
+#[test]
+fn boots_that_come_to_nothing_are_told_of() {
+    let mut world = World::new();
+    world.machine("m1", MAC);
+    let machine = world.state.machine("m1").unwrap().uuid;
+    let seen = vec![Seen {
+        machine,
+        at: world.now,
+        step: Step::Script {
+            boots: "live".to_owned(),
+            revision: Revision(0),
+            attempt: None,
+        },
+    }];
+    world.apply(Command::Saw { node: LEADER, seen });
+    world.pass(899);
+    assert_eq!(plan(&world.state, LEADER, world.now, None, None), []);
+    world.pass(1);
+    let stalled = Command::BootStalled {
+        machine,
+        node: LEADER,
+    };
+    let commands = plan(&world.state, LEADER, world.now, None, None);
+    assert_eq!(commands, std::slice::from_ref(&stalled));
+    world.apply(stalled);
+    assert_eq!(plan(&world.state, LEADER, world.now, None, None), []);
 }

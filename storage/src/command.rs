@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{
-    Alert, Install, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets, Revision,
-    Seen, Sha256, Timestamp, Token, Verdict,
+    Alert, Attempt, Install, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets,
+    Revision, Seen, Sha256, Timestamp, Token, Verdict,
 };
 
 /// Names a proposal, so that a retry is recognised. Random, chosen by the proposer.
@@ -212,12 +212,15 @@ pub enum Command {
         attempts: Option<u32>,
     },
     /// A node is about to let a machine have the script of an attempt: opens the next one, goes on
-    /// with the present one, or ends the order when it has used up its attempts.
+    /// with the present one, or ends the order when it has used up its attempts. Refused when the
+    /// order is not as the node read it: what comes late must not use up an attempt.
     OpenAttempt {
         /// Which machine.
         machine: Uuid,
-        /// The order that the node read.
-        order: Revision,
+        /// The attempt that the node read, or 0 before the first.
+        read: Attempt,
+        /// Whether the node read that its kernel was handed over.
+        started: bool,
         /// Which node.
         node: NodeId,
     },

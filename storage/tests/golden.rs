@@ -412,7 +412,11 @@ fn samples() -> Vec<(&'static str, Command)> {
             "open_attempt",
             Command::OpenAttempt {
                 machine: MACHINE,
-                order: order(),
+                read: Attempt {
+                    order: order(),
+                    number: 0,
+                },
+                started: false,
                 node: NodeId(1),
             },
         ),

@@ -117,12 +117,7 @@ impl World {
 
     /// A node is about to serve the script.
     fn open(&mut self, node: NodeId) -> Install {
-        let order = self.install().order;
-        let command = Command::OpenAttempt {
-            machine: M1,
-            order,
-            node,
-        };
+        let command = open_as(self.install(), node);
         match self.propose(command) {
             Ok(Effect::Install(install)) => *install,
             other => panic!("{other:?}"),
@@ -201,6 +196,16 @@ fn machine(bootenv: &str) -> Object {
 fn machine_named(name: &str) -> Machine {
     serde_json::from_value(serde_json::json!({"name": name, "macs": ["52:54:00:00:00:99"]}))
         .expect("a machine")
+}
+
+/// A node that read this is about to serve a script.
+fn open_as(read: &Install, node: NodeId) -> Command {
+    Command::OpenAttempt {
+        machine: M1,
+        read: read.present(),
+        started: read.started,
+        node,
+    }
 }
 
 fn order_of(bootenv: &str, attempts: Option<u32>) -> Command {
@@ -396,29 +401,29 @@ fn one_boot_more_than_the_attempts_breaks_the_loop() {
     assert_eq!(world.boot(B), 0);
     assert_eq!(world.told.len(), 1);
     assert_eq!(world.report(order, 2, Status::Done), TokenUse::Spent);
-    let stale = Command::OpenAttempt {
-        machine: M1,
-        order,
-        node: B,
-    };
+    let stale = open_as(world.install(), B);
     assert_eq!(code(world.propose(stale)), "conflict");
 }
 
 #[test]
-fn an_order_that_a_node_read_long_ago_opens_nothing() {
+fn what_a_node_read_before_opens_nothing() {
     let mut world = World::new();
-    let order = world.order(3);
+    world.order(9);
+    let armed = open_as(world.install(), A);
+    assert_eq!(code(world.propose(armed.clone())), "ok");
+    let open = open_as(world.install(), A);
+    for (command, expected) in [(armed, "conflict"), (open.clone(), "ok")] {
+        assert_eq!(code(world.propose(command)), expected);
+    }
+    // It comes so late that the installer is at work.
+    world.saw(B, kernel());
+    assert_eq!(code(world.propose(open)), "conflict");
+    assert_eq!(world.install().attempt, 1);
+    let again = open_as(world.install(), B);
     world.propose(CANCEL).unwrap();
-    let again = world.order(3);
-    assert_ne!(order, again);
-    let open = |order| Command::OpenAttempt {
-        machine: M1,
-        order,
-        node: A,
-    };
-    assert_eq!(code(world.propose(open(order))), "conflict");
+    world.order(9);
+    assert_eq!(code(world.propose(again)), "conflict");
     assert_eq!(world.install().attempt, 0);
-    assert_eq!(code(world.propose(open(again))), "ok");
 }
 
 #[test]

@@ -100,7 +100,10 @@ fn explain_in(
     add("rule", plan.rule.into());
     let uuid = plan.machine.map(|machine| machine.uuid);
     if let Some(install) = uuid.and_then(|uuid| state.install(uuid)) {
-        add("install", view::install(state, install));
+        add(view::INSTALL, view::install(state, install));
+    }
+    if let Some(lock) = uuid.and_then(|uuid| state.lock(uuid)) {
+        add(view::LOCKED, view::lock(state, lock));
     }
     let key = ClientKey::Mac(mac);
     let lease = state.leases_of(&key).max_by_key(|it| it.object.bound_at);

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use muster_raft::{Cluster, Error};
-use muster_storage::model::{Attempt, InstallPhase};
-use muster_storage::{Actor, Command, Effect, Proposal, RequestId, Revision};
+use muster_storage::model::{Attempt, Install, InstallPhase};
+use muster_storage::{Actor, Command, Effect, Proposal, RequestId};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -13,15 +13,12 @@ use uuid::Uuid;
 const COMMIT: Duration = Duration::from_millis(2500);
 
 /// Opens an attempt of this order, or goes on with the present one, and waits until this node knows.
-/// Nothing when there is none to be had: the order has ended, by this very boot or before.
+/// Nothing when it has to be read anew: it has gone on meanwhile, or has ended by this very boot.
 ///
 /// # Errors
 /// When it is not known whether a quorum agrees: nothing may be served.
-pub async fn open(
-    cluster: &Cluster,
-    machine: Uuid,
-    order: Revision,
-) -> Result<Option<Attempt>, Error> {
+pub async fn open(cluster: &Cluster, install: &Install) -> Result<Option<Attempt>, Error> {
+    let machine = install.machine;
     let proposal = Proposal {
         request: RequestId(Uuid::new_v4()),
         actor: Actor(format!("machine:{machine}")),
@@ -29,7 +26,8 @@ pub async fn open(
         remember: None,
         command: Command::OpenAttempt {
             machine,
-            order,
+            read: install.present(),
+            started: install.started,
             node: cluster.node_id(),
         },
     };
@@ -42,10 +40,9 @@ pub async fn open(
         .await
         .unwrap_or(Err(Error::Timeout))?;
     Ok(match result {
-        Ok(Effect::Install(install)) if install.phase == InstallPhase::Open => Some(Attempt {
-            order,
-            number: install.attempt,
-        }),
+        Ok(Effect::Install(install)) if install.phase == InstallPhase::Open => {
+            Some(install.present())
+        }
         Ok(_) => None,
         Err(rejection) => {
             tracing::debug!(%machine, %rejection, "no attempt is opened");

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use muster_api::machine_token;
 use muster_api::template::{self, Job, NodeView, RenderContext};
 use muster_raft::Cluster;
-use muster_storage::model::{Attempt, Bootenv, LOCAL, LeaseState, Mac, Settings, Sha256, Step};
+use muster_storage::model::{
+    Attempt, Bootenv, Install, LOCAL, LeaseState, Mac, Settings, Sha256, Step,
+};
 use muster_storage::state::{BootClient, BootTarget};
 use muster_storage::{Revision, State};
 use sha2::Digest as _;
@@ -223,18 +225,16 @@ impl Tree {
                 )
             });
             match planned {
-                (Err(Unopened { machine, order }), _) => {
-                    match fence::open(&self.cluster, machine, order).await {
-                        Ok(opened) => attempt = opened,
-                        Err(error) => {
-                            nodes.rotate_left(1.min(nodes.len()));
-                            return Task::Hold {
-                                lines: vec![format!("an install needs a quorum: {error}")],
-                                wait_secs: script::RETRY_SECS,
-                            };
-                        }
+                (Err(Unopened(install)), _) => match fence::open(&self.cluster, &install).await {
+                    Ok(opened) => attempt = opened,
+                    Err(error) => {
+                        nodes.rotate_left(1.min(nodes.len()));
+                        return Task::Hold {
+                            lines: vec![format!("an install needs a quorum: {error}")],
+                            wait_secs: script::RETRY_SECS,
+                        };
                     }
-                }
+                },
                 (Ok(work), machine) => {
                     if let Some(machine) = machine {
                         self.recorder.asked(heading.address, machine);
@@ -420,10 +420,7 @@ enum Work {
 }
 
 /// No attempt is open yet: one has to be before anything is served.
-struct Unopened {
-    machine: Uuid,
-    order: Revision,
-}
+struct Unopened(Box<Install>);
 
 impl Work {
     /// The fact that it is served.
@@ -466,10 +463,7 @@ fn plan(
         BootTarget::Hold { reason } => return Ok(hold(&reason)),
         BootTarget::Install { install, bootenv } => {
             if !attempt.is_some_and(|attempt| install.admits(attempt)) {
-                return Err(Unopened {
-                    machine: install.machine,
-                    order: install.order,
-                });
+                return Err(Unopened(Box::new(install.clone())));
             }
             bootenv
         }
@@ -510,13 +504,9 @@ fn plan(
 
 /// The token of a machine that is being installed.
 fn token(cluster: &Cluster, state: &State, machine: Uuid) -> Option<String> {
-    let install = state.active_install(machine)?;
-    let attempt = Attempt {
-        order: install.order,
-        number: install.attempt,
-    };
-    let open = install.admits(attempt);
-    machine_token::issue(cluster, machine, attempt).filter(|_| open)
+    let present = state.active_install(machine)?.present();
+    let token = machine_token::issue(cluster, machine, present)?;
+    state.admits(machine, present).then_some(token)
 }
 
 /// The hardware address behind a leased address.

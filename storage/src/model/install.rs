@@ -96,6 +96,14 @@ impl Install {
         matches!(self.phase, InstallPhase::Armed | InstallPhase::Open)
     }
 
+    /// The present attempt, or the last.
+    pub fn present(&self) -> Attempt {
+        Attempt {
+            order: self.order,
+            number: self.attempt,
+        }
+    }
+
     /// Whether the token of this attempt is good now.
     pub fn admits(&self, attempt: Attempt) -> bool {
         self.phase == InstallPhase::Open && self.is(attempt)
@@ -103,7 +111,7 @@ impl Install {
 
     /// Whether this attempt is the present one, or was the last.
     pub fn is(&self, attempt: Attempt) -> bool {
-        (self.order, self.attempt) == (attempt.order, attempt.number)
+        self.present() == attempt
     }
 }
 

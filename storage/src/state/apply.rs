@@ -128,9 +128,10 @@ impl State {
             } => self.order_install(context, *machine, bootenv, *attempts),
             Command::OpenAttempt {
                 machine,
-                order,
+                read,
+                started,
                 node,
-            } => self.open_attempt(context, *machine, *order, *node),
+            } => self.open_attempt(context, *machine, *read, *started, *node),
             Command::CancelInstall { machine } => self.cancel_install(context, *machine),
             Command::LockMachine { machine, reason } => {
                 self.lock_machine(context, *machine, reason)

@@ -16,7 +16,7 @@ use crate::command::{Effect, Rejection, TokenUse};
 use crate::event::{Action, Subject};
 use crate::model::{
     Alert, Attempt, Ended, Install, InstallPhase, LOCAL, Lock, Machine, NodeId, Object, ObjectKind,
-    Revision, Served, Status, Step, Timestamp, Trouble, Verdict,
+    Served, Status, Step, Timestamp, Trouble, Verdict,
 };
 
 /// Most attempts of one order.
@@ -122,15 +122,18 @@ impl State {
         &mut self,
         context: Context<'_>,
         uuid: Uuid,
-        order: Revision,
+        read: Attempt,
+        started: bool,
         node: NodeId,
     ) -> Result<Effect, Rejection> {
         let name = &self.named_machine(uuid)?.name;
         let mut install = self
             .active_install(uuid)
-            .filter(|install| install.order == order)
+            .filter(|install| install.is(read) && install.started == started)
             .ok_or_else(|| {
-                Rejection::Conflict(format!("that order to install machine `{name}` has ended"))
+                Rejection::Conflict(format!(
+                    "the install of machine `{name}` has gone on meanwhile"
+                ))
             })?
             .clone();
         let goes_on = install.served.as_ref().is_some_and(|served| {
