@@ -3,15 +3,22 @@
 //! A file stands under its SHA-256 only when it is whole, verified and on the disk: bytes are
 //! written to a temporary file, synced, and renamed.
 
+mod partial;
+
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::Digest as _;
 
 use crate::model::Sha256;
+
+pub use partial::Partial;
 
 /// A directory of files named by their digests. Clones share it.
 #[derive(Clone, Debug)]
@@ -24,6 +31,14 @@ struct Shared {
     root: PathBuf,
     /// Numbers the temporary files of this process; only one process opens a data directory.
     next_temporary: AtomicU64,
+    /// What is here, as far as this process knows.
+    held: Mutex<Arc<BTreeSet<Sha256>>>,
+}
+
+impl Shared {
+    fn held(&self) -> MutexGuard<'_, Arc<BTreeSet<Sha256>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Blobs {
@@ -41,12 +56,21 @@ impl Blobs {
         }
         sync_dir(&root)?;
         sync_dir(dir)?;
-        Ok(Self {
+        let blobs = Self {
             shared: Arc::new(Shared {
                 root,
                 next_temporary: AtomicU64::new(0),
+                held: Mutex::default(),
             }),
-        })
+        };
+        blobs.list()?;
+        Ok(blobs)
+    }
+
+    /// Digests of all files that are here, as it was when they were last listed, with what was
+    /// written and removed since. Does not touch the disk.
+    pub fn held(&self) -> Arc<BTreeSet<Sha256>> {
+        Arc::clone(&self.shared.held())
     }
 
     /// Length of a file that is here; absent when it is not.
@@ -69,7 +93,11 @@ impl Blobs {
     pub fn writer(&self) -> io::Result<BlobWriter> {
         let number = self.shared.next_temporary.fetch_add(1, Ordering::Relaxed);
         let path = self.shared.root.join(TEMPORARY).join(number.to_string());
-        let file = File::options().write(true).create_new(true).open(&path)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
         Ok(BlobWriter {
             blobs: self.clone(),
             temporary: Temporary(path),
@@ -79,11 +107,43 @@ impl Blobs {
         })
     }
 
+    /// Syncs a file and puts it in its place, if it has the expected digest.
+    fn place(
+        &self,
+        file: &File,
+        from: &Path,
+        sha256: Sha256,
+        expected: Option<Sha256>,
+    ) -> io::Result<()> {
+        if let Some(expected) = expected.filter(|expected| *expected != sha256) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the bytes have the SHA-256 {sha256}, but {expected} was expected"),
+            ));
+        }
+        file.sync_all()?;
+        let path = self.path(&sha256);
+        let root = &self.shared.root;
+        let fan = path.parent().unwrap_or(root);
+        if !fan.is_dir() {
+            fs::create_dir_all(fan)?;
+            sync_dir(root)?;
+        }
+        // Another writer of the same bytes may have been first: the rename replaces like by like.
+        let mut held = self.shared.held();
+        fs::rename(from, &path)?;
+        Arc::make_mut(&mut held).insert(sha256);
+        drop(held);
+        sync_dir(fan)
+    }
+
     /// Digests of all files that are here, in order.
     ///
     /// # Errors
     /// When the disk fails.
     pub fn list(&self) -> io::Result<Vec<Sha256>> {
+        // What comes and goes meanwhile waits, lest it be forgotten.
+        let mut held = self.shared.held();
         let mut found = Vec::new();
         for fan in fs::read_dir(&self.shared.root)? {
             let fan = fan?;
@@ -98,6 +158,7 @@ impl Blobs {
             }
         }
         found.sort_unstable();
+        *held = Arc::new(found.iter().copied().collect());
         Ok(found)
     }
 
@@ -107,11 +168,60 @@ impl Blobs {
     /// When the disk fails.
     pub fn remove(&self, sha256: &Sha256) -> io::Result<()> {
         let path = self.path(sha256);
-        match fs::remove_file(&path) {
+        let mut held = self.shared.held();
+        let removed = fs::remove_file(&path);
+        match &removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+            _ => {
+                Arc::make_mut(&mut held).remove(sha256);
+            }
+        }
+        drop(held);
+        match removed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
             Ok(()) => path.parent().map_or(Ok(()), sync_dir),
         }
+    }
+
+    /// Puts a damaged file where nobody reads it, in the place of an older one of the same name; one
+    /// that is not here is put aside already. Returns where it is then.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn set_aside(&self, sha256: &Sha256) -> io::Result<PathBuf> {
+        let dir = self.shared.root.join(DAMAGED);
+        fs::create_dir_all(&dir)?;
+        let (from, to) = (self.path(sha256), dir.join(format!("{sha256}.damaged")));
+        let mut held = self.shared.held();
+        match fs::rename(&from, &to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => Arc::make_mut(&mut held).remove(sha256),
+        };
+        drop(held);
+        sync_dir(&dir)?;
+        from.parent().map_or(Ok(()), sync_dir)?;
+        Ok(to)
+    }
+
+    /// Removes what was put aside before that time.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn clear_aside(&self, before: SystemTime) -> io::Result<()> {
+        let dir = match fs::read_dir(self.shared.root.join(DAMAGED)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            dir => dir?,
+        };
+        for file in dir {
+            let file = file?;
+            // To be renamed was the last that changed about it.
+            let changed = u64::try_from(file.metadata()?.ctime()).unwrap_or_default();
+            if UNIX_EPOCH + Duration::from_secs(changed) < before {
+                fs::remove_file(file.path())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -142,29 +252,22 @@ impl BlobWriter {
         self.length
     }
 
+    /// The file, for reading what has been written so far by offset, whatever becomes of its name.
+    ///
+    /// # Errors
+    /// When no file descriptor is left.
+    pub fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// Syncs the file and puts it in its place; returns its digest and length.
     ///
     /// # Errors
     /// `InvalidData` when the digest is not the expected one; else when the disk fails.
     pub fn finish(self, expected: Option<Sha256>) -> io::Result<(Sha256, u64)> {
         let sha256 = Sha256(self.hash.finalize().into());
-        if let Some(expected) = expected.filter(|expected| *expected != sha256) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("the bytes have the SHA-256 {sha256}, but {expected} was expected"),
-            ));
-        }
-        self.file.sync_all()?;
-        let path = self.blobs.path(&sha256);
-        let root = &self.blobs.shared.root;
-        let fan = path.parent().unwrap_or(root);
-        if !fan.is_dir() {
-            fs::create_dir_all(fan)?;
-            sync_dir(root)?;
-        }
-        // Another writer of the same bytes may have been first: the rename replaces like by like.
-        fs::rename(&self.temporary.0, &path)?;
-        sync_dir(fan)?;
+        self.blobs
+            .place(&self.file, &self.temporary.0, sha256, expected)?;
         Ok((sha256, self.length))
     }
 }
@@ -181,6 +284,9 @@ impl Drop for Temporary {
 }
 
 const TEMPORARY: &str = "tmp";
+
+/// Files that were found damaged.
+const DAMAGED: &str = "damaged";
 
 /// Makes the names in a directory durable.
 fn sync_dir(dir: &Path) -> io::Result<()> {

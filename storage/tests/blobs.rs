@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
+use std::time::{Duration, SystemTime};
 
 use muster_storage::blobs::Blobs;
 use muster_storage::model::Sha256;
+use uuid::Uuid;
 
 /// SHA-256 of `abc` (FIPS 180-2, B.1).
 const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -91,6 +94,103 @@ fn removed_file_is_gone_and_may_be_removed_again() {
     blobs.remove(&abc()).unwrap();
     assert_eq!(blobs.size(&abc()), None);
     assert!(blobs.list().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_held_is_known_without_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Blobs::open(dir.path()).unwrap();
+    assert!(blobs.held().is_empty());
+    let before = blobs.held();
+    let mut writer = blobs.writer().unwrap();
+    writer.write(b"abc").unwrap();
+    writer.finish(None).unwrap();
+    assert_eq!(*blobs.held(), BTreeSet::from([abc()]));
+    assert!(before.is_empty(), "what was told stays as it was");
+    assert_eq!(
+        *Blobs::open(dir.path()).unwrap().held(),
+        BTreeSet::from([abc()])
+    );
+    // Taken away behind its back: known when it is looked for.
+    fs::remove_file(blobs.path(&abc())).unwrap();
+    assert!(blobs.list().unwrap().is_empty());
+    assert!(blobs.held().is_empty());
+}
+
+#[test]
+fn damaged_file_is_put_aside_and_may_come_back_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Blobs::open(dir.path()).unwrap();
+    let write = || {
+        let mut writer = blobs.writer().unwrap();
+        writer.write(b"abc").unwrap();
+        writer.finish(None).unwrap();
+    };
+    write();
+    fs::write(blobs.path(&abc()), b"abd").unwrap();
+    let aside = blobs.set_aside(&abc()).unwrap();
+    assert_eq!(fs::read(&aside).unwrap(), b"abd");
+    assert_eq!(blobs.size(&abc()), None);
+    assert!(blobs.held().is_empty() && blobs.list().unwrap().is_empty());
+    assert_eq!(blobs.set_aside(&abc()).unwrap(), aside, "put aside already");
+    write();
+    let blobs = Blobs::open(dir.path()).unwrap();
+    assert_eq!(blobs.list().unwrap(), [abc()]);
+    blobs.clear_aside(SystemTime::UNIX_EPOCH).unwrap();
+    assert!(aside.exists());
+    let later = SystemTime::now() + Duration::from_secs(60);
+    blobs.clear_aside(later).unwrap();
+    assert!(!aside.exists());
+}
+
+#[test]
+fn partial_file_goes_on_after_a_restart_and_is_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = Uuid::from_u128(7);
+    {
+        let blobs = Blobs::open(dir.path()).unwrap();
+        assert!(blobs.partials().unwrap().is_empty());
+        let mut partial = blobs.begin_partial(id, b"note").unwrap();
+        blobs.begin_partial(id, b"again").unwrap_err();
+        partial.write(b"a").unwrap();
+    }
+    let blobs = Blobs::open(dir.path()).unwrap();
+    assert_eq!(blobs.partials().unwrap(), [(id, b"note".to_vec())]);
+    assert!(blobs.partial_written(id).is_some());
+    let mut partial = blobs.resume_partial(id).unwrap();
+    assert_eq!(partial.length(), 1);
+    partial.write(b"b").unwrap();
+    assert!(blobs.list().unwrap().is_empty());
+    // Two octets of three.
+    let short = partial.finish(abc()).unwrap_err();
+    assert_eq!(short.kind(), ErrorKind::InvalidData);
+    let mut partial = blobs.resume_partial(id).unwrap();
+    partial.write(b"c").unwrap();
+    partial.finish(abc()).unwrap();
+    assert_eq!(*blobs.held(), BTreeSet::from([abc()]));
+    // Its note tells what became of it until it is removed.
+    assert_eq!(
+        blobs.resume_partial(id).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    assert_eq!(blobs.partials().unwrap().len(), 1);
+    blobs.remove_partial(id).unwrap();
+    blobs.remove_partial(id).unwrap();
+    assert!(blobs.partials().unwrap().is_empty());
+    assert_eq!(blobs.list().unwrap(), [abc()]);
+}
+
+#[test]
+fn partial_file_without_its_note_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Blobs::open(dir.path()).unwrap();
+    let id = Uuid::from_u128(7);
+    blobs.begin_partial(id, b"note").unwrap();
+    let notes = dir.path().join("artifacts/partial");
+    fs::remove_file(notes.join(format!("{id}.note"))).unwrap();
+    fs::write(notes.join(format!("{id}.new")), b"no").unwrap();
+    assert!(blobs.partials().unwrap().is_empty());
+    assert_eq!(fs::read_dir(notes).unwrap().count(), 0);
 }
 
 #[test]
