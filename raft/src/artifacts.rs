@@ -1,10 +1,14 @@
 //! The bytes of artifacts: spread over a quorum, pulled by the rest, streamed from whoever has them.
 
+pub mod holdings;
+mod keep;
+mod pull;
+mod uploads;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, ErrorKind, SeekFrom};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{self, SeekFrom};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,31 +17,27 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use muster_storage::NodeId;
 use muster_storage::blobs::Blobs;
 use muster_storage::model::{Object, ObjectKind, Sha256};
+use rand::seq::SliceRandom as _;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use crate::Error;
 use crate::inner::Inner;
 use crate::peer::CHUNK_BYTES;
 use crate::wire::proto;
 
+pub use holdings::{Holdings, Placement};
+pub use keep::{Keep, Kept};
+pub use pull::{Arriving, Pulls, hold, join};
+pub use uploads::{UPLOAD_KEPT, Upload, UploadNote, Uploads};
 pub use writer::ArtifactWriter;
 
-/// Artifacts pulled at a time.
+/// Artifacts pulled at a time of those that nobody waits for.
 const PULLS: usize = 2;
 /// A peer that sends nothing for as long as this is left for another.
 const STALL: Duration = Duration::from_secs(10);
 /// Until what could not be pulled is tried again.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// Artifacts that are being pulled, so that nobody pulls one twice.
-#[derive(Default)]
-pub struct Pulls {
-    running: Mutex<BTreeMap<Sha256, watch::Receiver<Option<Pulled>>>>,
-}
-
-/// What a pull came to; the error in a form that many can be told.
-type Pulled = Result<(), (ErrorKind, String)>;
 
 /// Bytes of a file that is here, from `offset` on.
 pub async fn read(
@@ -82,9 +82,11 @@ async fn read_from(inner: &Inner, peer: u64, sha: Sha256, offset: u64) -> io::Re
     )))
 }
 
-/// Live peers, `first` before the others.
+/// Live peers, `first` before the others, which come in any order: they share the work, and one whose
+/// bytes are bad is not asked first again and again.
 fn sources(inner: &Inner, first: Option<u64>) -> Vec<u64> {
     let mut peers: Vec<u64> = inner.board.live().borrow().clone();
+    peers.shuffle(&mut rand::rng());
     peers.sort_by_key(|peer| Some(*peer) != first);
     peers
 }
@@ -153,93 +155,10 @@ async fn open_next(
     None
 }
 
-/// Has the artifact of `size` octets on this node's disk, pulling it if need be; `first` is asked
-/// first.
-///
-/// # Errors
-/// Of kind `StorageFull` when the disk has no room for it; and when no peer could give it.
-pub async fn hold(
-    inner: &Arc<Inner>,
-    sha: Sha256,
-    size: u64,
-    first: Option<u64>,
-) -> io::Result<()> {
-    if inner.blobs.size(&sha).is_some() {
-        return Ok(());
-    }
-    let mut done = {
-        let mut running = inner
-            .pulls
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match running.get(&sha) {
-            Some(done) => done.clone(),
-            None => {
-                let (sender, done) = watch::channel(None);
-                running.insert(sha, done.clone());
-                let puller = Arc::clone(inner);
-                inner.spawn(async move {
-                    let result = pull(&puller, sha, size, first).await;
-                    if let Err(error) = &result {
-                        tracing::debug!(%sha, %error, "cannot pull an artifact");
-                    }
-                    let mut running = puller
-                        .pulls
-                        .running
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner);
-                    running.remove(&sha);
-                    let told = result.map_err(|error| (error.kind(), error.to_string()));
-                    sender.send_replace(Some(told));
-                });
-                done
-            }
-        }
-    };
-    let pulled = done
-        .wait_for(Option::is_some)
-        .await
-        .map(|done| done.clone());
-    match pulled {
-        Ok(Some(pulled)) => pulled.map_err(|(kind, why)| io::Error::new(kind, why)),
-        _ => Err(io::Error::other("the pull was given up")),
-    }
-}
-
-async fn pull(inner: &Arc<Inner>, sha: Sha256, size: u64, first: Option<u64>) -> io::Result<()> {
-    let mut last = io::Error::new(ErrorKind::NotFound, "no live peer has it");
-    for peer in sources(inner, first) {
-        match pull_from(inner, peer, sha, size).await {
-            Ok(size) => {
-                metrics::counter!("muster_raft_artifact_bytes_pulled_total").increment(size);
-                return Ok(());
-            }
-            Err(error) if error.kind() == ErrorKind::StorageFull => return Err(error),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-async fn pull_from(inner: &Inner, peer: u64, sha: Sha256, size: u64) -> io::Result<u64> {
-    let mut writer = ArtifactWriter::begin(inner, size)?;
-    let mut pieces = read_from(inner, peer, sha, 0).await?;
-    while let Some(bytes) = pieces.try_next().await? {
-        writer = tokio::task::spawn_blocking(move || writer.write(&bytes).map(|()| writer))
-            .await
-            .map_err(io::Error::other)??;
-    }
-    let (_, size) = tokio::task::spawn_blocking(move || writer.finish(Some(sha)))
-        .await
-        .map_err(io::Error::other)??;
-    Ok(size)
-}
-
 /// Asks all live peers to hold the artifact; resolves once a quorum of voters does, this node
 /// among them. The others go on.
 pub async fn spread(inner: &Arc<Inner>, sha: Sha256, size: u64) -> Result<Vec<NodeId>, Error> {
-    if inner.blobs.size(&sha).is_none() {
+    if inner.blobs.size(&sha) != Some(size) {
         return Err(Error::NoSuchArtifact(sha.to_string()));
     }
     let view = inner.view();
@@ -295,14 +214,29 @@ fn missing(inner: &Inner) -> BTreeMap<Sha256, u64> {
     });
     let lacking: BTreeMap<Sha256, u64> = named
         .into_iter()
-        .filter(|(sha, _)| inner.blobs.size(sha).is_none())
+        .filter(|(sha, size)| match inner.blobs.size(sha) {
+            None => true,
+            Some(found) if found == *size => false,
+            Some(_) => {
+                tracing::error!(%sha, "an artifact's file has another length; it is put aside");
+                if let Err(error) = inner.blobs.set_aside(sha) {
+                    tracing::error!(%sha, %error, "an artifact's file cannot be put aside");
+                }
+                true
+            }
+        })
         .collect();
     metrics::gauge!("muster_raft_artifacts_missing").set(lacking.len() as f64);
     lacking
 }
 
-/// Keeps pulling what this node lacks. What there is no room for waits for it.
+/// Keeps up with the artifacts of the cluster.
 pub async fn run(inner: Arc<Inner>) {
+    tokio::join!(pull_missing(Arc::clone(&inner)), holdings::run(inner));
+}
+
+/// Keeps pulling what this node lacks. What there is no room for waits for it.
+async fn pull_missing(inner: Arc<Inner>) {
     let mut progress = inner.progress.clone();
     let permits = Arc::new(Semaphore::new(PULLS));
     let mut told = None;

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -17,7 +17,7 @@ use muster_storage::{
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
-use crate::artifacts::ArtifactWriter;
+use crate::artifacts::{Arriving, ArtifactWriter, Kept, Placement, Upload, UploadNote};
 use crate::follow::Follow;
 use crate::inner::Inner;
 use crate::options::Options;
@@ -398,6 +398,58 @@ impl Cluster {
         out: impl io::Write,
     ) -> Result<Header, Error> {
         backup::write(&self.inner, passphrase, artifacts, out)
+    }
+
+    /// Keeps an artifact's bytes on this node although nothing names them, for as long as what is
+    /// returned lives.
+    pub fn keep_blob(&self, sha: Sha256) -> Kept {
+        self.inner.keep.keep(sha)
+    }
+
+    /// Whether an artifact's bytes are needed on this node although nothing names them.
+    pub fn keeps_blob(&self, sha: &Sha256) -> bool {
+        self.inner.keep.has(sha)
+    }
+
+    /// Begins an upload that may come in parts. Blocks.
+    ///
+    /// # Errors
+    /// Of kind `StorageFull` when the disk has no room for it; `ResourceBusy` when there are too
+    /// many; else when the disk fails.
+    pub fn begin_upload(&self, note: UploadNote) -> io::Result<Uuid> {
+        self.inner.uploads.begin(note)
+    }
+
+    /// Takes an upload of this actor over from whoever writes it now; absent when there is none.
+    pub async fn take_upload(&self, id: Uuid, actor: &str) -> Option<Upload> {
+        self.inner.uploads.take(id, actor).await
+    }
+
+    /// Forgets an upload and what there is of it. Blocks.
+    ///
+    /// # Errors
+    /// When the disk fails; it is forgotten all the same.
+    pub fn remove_upload(&self, id: Uuid) -> io::Result<()> {
+        self.inner.uploads.remove(id)
+    }
+
+    /// Gives up the uploads that nobody went on with for long. Blocks.
+    pub fn clear_uploads(&self) {
+        self.inner.uploads.clear(SystemTime::now());
+    }
+
+    /// Which node holds which artifact, as far as this node knows.
+    pub fn placement(&self) -> Placement {
+        Placement::of(&self.inner)
+    }
+
+    /// An artifact of `size` octets that this node lacks, as it arrives from peers; it is pulled once
+    /// for however many ask.
+    ///
+    /// # Errors
+    /// When it cannot be stored now: the disk has no room, or too many are being pulled.
+    pub fn arriving_blob(&self, sha: Sha256, size: u64) -> io::Result<Arriving> {
+        artifacts::join(&self.inner, sha, size, None)
     }
 
     /// Streams an artifact that this node lacks from peers that have it.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::artifacts::Pulls;
+use crate::artifacts::{Holdings, Keep, Pulls, Uploads};
 use crate::board::Board;
 use crate::desk::Desk;
 use crate::disk::Disk;
@@ -57,6 +57,9 @@ pub struct Inner {
     pub reads: mpsc::Sender<reads::Waiter>,
     pub blobs: Blobs,
     pub pulls: Pulls,
+    pub holdings: Holdings,
+    pub keep: Keep,
+    pub uploads: Uploads,
     pub gossip_out: broadcast::Sender<Bytes>,
     pub gossip_in: broadcast::Sender<(NodeId, Bytes)>,
     /// Wakes the keeper of the membership.

@@ -47,7 +47,7 @@ mod types;
 mod view;
 mod wire;
 
-pub use artifacts::ArtifactWriter;
+pub use artifacts::{Arriving, ArtifactWriter, Kept, Placement, UPLOAD_KEPT, Upload, UploadNote};
 pub use backup::{Backup, Restored, restore};
 pub use cluster::Cluster;
 pub use error::Error;

@@ -17,7 +17,7 @@ use crate::inner::Inner;
 use crate::peer::REMOVED;
 use crate::wire::proto;
 use crate::wire::proto::beat::Beat as Kind;
-use crate::{clock, digests, succession};
+use crate::{artifacts, clock, digests, succession};
 
 /// Between two statuses.
 const BEAT: Duration = Duration::from_millis(200);
@@ -50,6 +50,7 @@ fn status(inner: &Inner) -> proto::Beat {
         fault: fault.unwrap_or_default(),
         draining: *inner.draining.borrow(),
         ended,
+        holdings: Some(artifacts::holdings::mark(&inner.blobs.held())),
     };
     proto::Beat {
         beat: Some(Kind::Status(status)),
@@ -115,6 +116,9 @@ fn take(inner: &Inner, from: u64, beat: proto::Beat) {
         Some(Kind::Status(status)) => {
             if status.time != 0 {
                 inner.memory.clock().learn(status.time);
+            }
+            if let Some(mark) = status.holdings {
+                inner.holdings.heard(from, mark);
             }
             inner.board.heard(from, status);
         }
@@ -182,6 +186,7 @@ pub async fn run(inner: Arc<Inner>) {
             if !present {
                 stop.cancel();
                 inner.board.forget(*peer);
+                inner.holdings.forget(*peer);
                 inner.links.forget(*peer);
             }
             present

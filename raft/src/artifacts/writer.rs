@@ -1,5 +1,6 @@
 //! Writing the bytes of an artifact, for as long as the disk has room to spare for them.
 
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,11 @@ impl ArtifactWriter {
         self.writer.write(bytes)
     }
 
+    /// The file, for reading what has been written so far by offset.
+    pub(super) fn file(&self) -> io::Result<File> {
+        self.writer.file()
+    }
+
     /// Syncs the file and puts it in its place; returns its digest and length. Blocks.
     ///
     /// # Errors
@@ -50,7 +56,7 @@ impl ArtifactWriter {
     }
 }
 
-fn check_room(data_dir: &Path, more: u64) -> io::Result<()> {
+pub(super) fn check_room(data_dir: &Path, more: u64) -> io::Result<()> {
     disk::check_for_artifact(data_dir, more).inspect_err(|error| {
         if error.kind() == ErrorKind::StorageFull {
             metrics::counter!("muster_raft_artifacts_without_room_total").increment(1);

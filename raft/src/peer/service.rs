@@ -378,6 +378,14 @@ impl proto::peer_server::Peer for Service {
         }))
     }
 
+    async fn holdings(
+        &self,
+        request: Request<proto::HoldingsRequest>,
+    ) -> Reply<proto::HoldingsReply> {
+        self.guard(request)?;
+        Ok(Response::new(artifacts::holdings::serve(&self.inner)))
+    }
+
     type FetchStream = Replies<proto::FetchPiece>;
 
     async fn fetch(&self, request: Request<proto::FetchRequest>) -> Reply<Self::FetchStream> {

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{Open, stores};
-use crate::artifacts::{self, Pulls};
+use crate::artifacts::{self, Holdings, Keep, Pulls, Uploads};
 use crate::board::Board;
 use crate::clock;
 use crate::cluster::Cluster;
@@ -151,6 +151,8 @@ pub async fn assemble(
     )
     .await
     .map_err(|error| Error::Corrupt(error.to_string()))?;
+    let uploads = Uploads::open(blobs.clone(), options.data_dir.clone())
+        .map_err(Error::io("looking for uploads that broke off"))?;
     let (desk, queues) = Desk::new();
     let (reads_sender, reads_queue) = mpsc::channel(reads::WAITING_MAX);
     let inner = Arc::new(Inner {
@@ -173,6 +175,9 @@ pub async fn assemble(
         reads: reads_sender,
         blobs,
         pulls: Pulls::default(),
+        holdings: Holdings::default(),
+        keep: Keep::default(),
+        uploads,
         gossip_out: broadcast::Sender::new(GOSSIP_BACKLOG),
         gossip_in: broadcast::Sender::new(GOSSIP_BACKLOG),
         tend: Notify::new(),
