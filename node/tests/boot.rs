@@ -277,3 +277,142 @@ async fn stopping_lets_a_transfer_end() {
     assert_eq!(answer.body.len(), bytes.len());
     site.ended().await;
 }
+
+#[tokio::test]
+async fn requests_sent_at_once_are_answered_in_their_order() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let site = Site::new().await;
+    // Longer than what a chunk stands for, and not a multiple of it.
+    let long: Vec<u8> = (0..1_500_001u32).map(|n| (n % 251) as u8).collect();
+    site.artifact("long", &long).await;
+    site.artifact("short", b"short").await;
+    site.artifact("empty", b"").await;
+    let mut stream = tokio::net::TcpStream::connect(site.address).await.unwrap();
+    let request = |method: &str, path: &str, more: &str| {
+        format!("{method} {path} HTTP/1.1\r\nHost: node\r\n{more}\r\n")
+    };
+    let requests = [
+        request("GET", "/artifacts/long", ""),
+        request("HEAD", "/artifacts/long", ""),
+        request("GET", "/artifacts/empty", ""),
+        request("GET", "/artifacts/none", ""),
+        request("GET", "/artifacts/short", ""),
+        request("GET", "/artifacts/long", "Range: bytes=700000-1300000\r\n"),
+        request("GET", "/undionly.kpxe", "Connection: close\r\n"),
+    ];
+    stream
+        .write_all(requests.concat().as_bytes())
+        .await
+        .unwrap();
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await.unwrap();
+    let mut rest = &all[..];
+    for (status, body) in [
+        ("200", Some(&long[..])),
+        ("200", None),
+        ("200", Some(b"")),
+        ("404", Some(b"there is no artifact `none`\n")),
+        ("200", Some(b"short")),
+        ("206", Some(&long[700_000..=1_300_000])),
+        ("200", Some(b"loader")),
+    ] {
+        let end = rest.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
+        let (head, after) = rest.split_at(end);
+        let head = std::str::from_utf8(head).unwrap().to_lowercase();
+        assert!(head.starts_with(&format!("http/1.1 {status} ")), "{head}");
+        let length = body.map_or(long.len(), <[u8]>::len);
+        assert!(
+            head.contains(&format!("content-length: {length}\r")),
+            "{head}"
+        );
+        let (sent, after) = after.split_at(body.map_or(0, <[u8]>::len));
+        assert!(
+            sent == body.unwrap_or_default(),
+            "another body after {head}"
+        );
+        rest = after;
+    }
+    assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn a_file_that_is_cut_short_costs_only_its_own_connection() {
+    use tokio::io::AsyncReadExt as _;
+    let site = Site::new().await;
+    let path = site.loaders().join("image");
+    let image = std::fs::File::create(&path).unwrap();
+    // More than all buffers on the way hold; a hole, so it costs nothing.
+    image.set_len(256 << 20).unwrap();
+    let mut connection = http::Connection::open(site.address).await;
+    connection.begin("GET", "/image", &[], b"").await;
+    connection.begun().await;
+    image.set_len(1 << 20).unwrap();
+    let mut got = Vec::new();
+    let ended = connection.0.read_to_end(&mut got).await;
+    assert!(ended.is_err() || got.len() < 256 << 20);
+    assert_eq!(site.get("/undionly.kpxe").await.ok_text(), "loader");
+}
+
+/// Machines that pull a file at once, half of them slow.
+const MACHINES: usize = 64;
+
+#[tokio::test]
+async fn machines_that_pull_one_file_at_once_each_get_their_share() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::AsyncReadExt as _;
+    const SIZE: usize = 8 << 20;
+    let site = Site::new().await;
+    let file = vec![7; SIZE];
+    site.artifact("initrd.img", &file).await;
+    let got: Arc<Vec<AtomicUsize>> = Arc::new((0..MACHINES).map(|_| AtomicUsize::new(0)).collect());
+    let (first, mut done) = tokio::sync::watch::channel(None);
+    let mut machines = tokio::task::JoinSet::new();
+    for machine in 0..MACHINES {
+        let mut connection = http::Connection::open(site.address).await;
+        let (got, first, mut done) = (Arc::clone(&got), first.clone(), done.clone());
+        connection
+            .begin("GET", "/artifacts/initrd.img", &[], b"")
+            .await;
+        machines.spawn(async move {
+            let slow = machine % 2 == 1;
+            if slow {
+                // It takes nothing until another one has all.
+                done.wait_for(Option::is_some).await.unwrap();
+            }
+            let mut buffer = vec![0; 64 * 1024];
+            let mut head = 0;
+            loop {
+                let length = connection.0.read(&mut buffer).await.unwrap();
+                if head == 0 {
+                    head = buffer.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
+                }
+                let all = got[machine].fetch_add(length, Ordering::Relaxed) + length;
+                if all == head + SIZE {
+                    break;
+                }
+            }
+            first.send_if_modified(|shares| {
+                let is_first = shares.is_none();
+                if is_first {
+                    let now = got.iter().map(|octets| octets.load(Ordering::Relaxed));
+                    *shares = Some(now.collect::<Vec<usize>>());
+                }
+                is_first
+            });
+        });
+    }
+    let shares = done
+        .wait_for(Option::is_some)
+        .await
+        .unwrap()
+        .clone()
+        .unwrap();
+    let least = shares.iter().step_by(2).min().unwrap();
+    println!("when the first had all {SIZE} octets the last of its kind had {least}");
+    assert!(*least >= SIZE / 4, "{shares:?}");
+    // Nor do the slow ones lose anything.
+    while let Some(machine) = machines.join_next().await {
+        machine.unwrap();
+    }
+}

@@ -16,12 +16,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use muster_api::server::{Shares, count_malformed};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::report::report;
+use super::send_file::{Connection, Outbox};
 use super::target::Target;
 use super::tree::{Client, Content, Problem, Tree};
 use super::{DRAIN, metrics};
@@ -34,6 +36,10 @@ const IDLE: Duration = Duration::from_secs(75);
 
 /// What UEFI firmware calls itself.
 const UEFI_HTTP_BOOT: &[u8] = b"UefiHttpBoot/";
+
+/// Octets that wait in a connection's socket, beside those on their way: so that connections take
+/// turns in small steps, however fast their machines are, and none has megabytes waiting here.
+const UNSENT_MAX: u32 = 256 * 1024;
 
 /// Serves until `stop`, then lets running requests end within [`DRAIN`].
 pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationToken) {
@@ -50,9 +56,11 @@ pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationT
         let Some(share) = shares.take(peer.ip()) else {
             continue;
         };
-        let router = router.clone().layer(Extension(peer.ip().to_canonical()));
-        let connection =
-            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        let address = peer.ip().to_canonical();
+        let outbox = Outbox::default();
+        let stream = TokioIo::new(Connection::new(stream, outbox.clone()));
+        let router = router.clone().layer(Extension((address, outbox)));
+        let connection = builder.serve_connection(stream, TowerToHyperService::new(router));
         let connection = running.watch(connection);
         metrics::connections(CONNECTIONS_MAX.saturating_sub(room.available_permits()));
         tokio::spawn(async move {
@@ -90,6 +98,7 @@ async fn accept(
             Ok((stream, peer)) => {
                 // Heads of answers must not wait for the client's delayed acknowledgements.
                 let _ = stream.set_nodelay(true);
+                let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_MAX);
                 return Some((stream, peer, permit.ok()?));
             }
             Err(error) => {
@@ -103,7 +112,7 @@ async fn accept(
 
 async fn answer(
     State(tree): State<Tree>,
-    Extension(address): Extension<IpAddr>,
+    Extension((address, outbox)): Extension<(IpAddr, Outbox)>,
     request: Request,
 ) -> Response {
     let began = Instant::now();
@@ -120,7 +129,7 @@ async fn answer(
     let response = match target {
         None => refusal(StatusCode::NOT_FOUND, "there is nothing at this path"),
         Some(Target::Report { machine }) => report(&tree, machine, &head, body).await,
-        Some(target) => get(&tree, &target, client, &head).await,
+        Some(target) => get(&tree, &target, client, &head, outbox).await,
     };
     let status = response.status();
     metrics::answered(kind, status.as_u16(), began.elapsed());
@@ -136,7 +145,13 @@ fn log(client: IpAddr, uri: &Uri, status: StatusCode) {
     }
 }
 
-async fn get(tree: &Tree, target: &Target, client: Client, request: &Parts) -> Response {
+async fn get(
+    tree: &Tree,
+    target: &Target,
+    client: Client,
+    request: &Parts,
+    outbox: Outbox,
+) -> Response {
     if !matches!(request.method, Method::GET | Method::HEAD) {
         let refusal = refusal(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -148,8 +163,8 @@ async fn get(tree: &Tree, target: &Target, client: Client, request: &Parts) -> R
         Ok(content) => content,
         Err(problem) => return refused(&problem),
     };
-    let head = request.method == Method::HEAD;
-    match content_response(tree, content, head, &request.headers).await {
+    let outbox = (request.method != Method::HEAD).then_some(outbox);
+    match content_response(tree, content, outbox, &request.headers).await {
         Ok(response) => response,
         Err(problem) => refused(&problem),
     }
@@ -173,11 +188,11 @@ pub(super) fn refusal(status: StatusCode, text: &str) -> Response {
     (status, format!("{text}\n")).into_response()
 }
 
-/// The part of the content that the request wants.
+/// The part of the content that the request wants; without an outbox only what is said about it.
 async fn content_response(
     tree: &Tree,
     mut content: Content,
-    head: bool,
+    outbox: Option<Outbox>,
     request: &HeaderMap,
 ) -> Result<Response, Problem> {
     let length = content.length;
@@ -213,13 +228,12 @@ async fn content_response(
         header::CONTENT_LENGTH,
         &octets.to_string(),
     );
-    if !head {
+    if let Some(outbox) = outbox {
         let mut left = octets;
         let mut fact = content.fact.take().filter(|_| range.end == length);
-        let chunks = content.chunks(tree.cluster(), range).await?;
+        let chunks = content.chunks(tree.cluster(), range, outbox).await?;
         *response.body_mut() = Body::from_stream(chunks.inspect(move |chunk| {
             if let Ok(chunk) = chunk {
-                metrics::sent(chunk.len() as u64);
                 left = left.saturating_sub(chunk.len() as u64);
                 if left == 0
                     && let Some(fact) = fact.take()

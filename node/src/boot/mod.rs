@@ -4,7 +4,8 @@
 //! and [`crate::tftp`] on TFTP. Nothing in the tree is a file that was made for a machine: scripts
 //! and files are rendered when they are asked for.
 
-mod artifacts;
+mod content;
+mod disk;
 pub mod facts;
 mod fence;
 mod http;
@@ -12,6 +13,7 @@ pub mod metrics;
 pub mod names;
 mod report;
 pub mod script;
+mod send_file;
 mod target;
 mod tree;
 
@@ -25,8 +27,10 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use artifacts::Reader;
-pub use facts::Recorder;
+mod content;
+mod disk;
+pub mod facts;
+mod fence;
 pub use target::Target;
 pub use tree::{Client, Content, Problem, Source, Tree};
 

@@ -28,7 +28,7 @@ impl Answer {
     }
 }
 
-pub struct Connection(BufStream<TcpStream>);
+pub struct Connection(pub BufStream<TcpStream>);
 
 impl Connection {
     pub async fn open(address: SocketAddr) -> Self {
