@@ -1,15 +1,19 @@
 //! A client of the API: over the Unix socket or HTTPS, to whichever node answers.
 
 mod stream;
+mod upload;
 
 pub use stream::{Event, Events};
+pub use upload::Upload;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::TryStreamExt as _;
 use reqwest::{Method, Response, StatusCode, Url, header};
 use serde_json::Value;
+use tokio::io::AsyncSeekExt as _;
 
 /// Pause before all endpoints are tried again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -17,11 +21,18 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// How long a node may take to accept a connection.
 const CONNECT_WAIT: Duration = Duration::from_secs(2);
 
+/// A machine that does not answer at all for so long, so often, is gone, also when nothing is sent.
+const SILENCE: Duration = Duration::from_secs(5);
+const SILENCES: u32 = 3;
+
 /// How long one of several nodes may take to answer what can be asked of another.
 const ANSWER_WAIT: Duration = Duration::from_secs(3);
 
 /// How long a node may take to answer a write: longer than it waits itself.
 const WRITE_WAIT: Duration = Duration::from_secs(15);
+
+/// Octets of a file that are read at a time.
+const PIECE: usize = 256 << 10;
 
 /// Names a request, so that it is done once however often it is sent.
 const KEY: &str = "idempotency-key";
@@ -104,8 +115,41 @@ pub enum Payload {
     Nothing,
     /// A JSON value.
     Json(Value),
-    /// The contents of a file.
-    File(PathBuf),
+    /// A part of a file.
+    Part(Part),
+}
+
+/// A file from an offset on.
+#[derive(Clone)]
+pub struct Part {
+    path: PathBuf,
+    from: u64,
+    /// Told how many octets were handed to the connection.
+    sent: std::sync::Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Part {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} from {}", self.path.display(), self.from)
+    }
+}
+
+impl Part {
+    async fn body(&self) -> Result<(u64, reqwest::Body), Error> {
+        let failed = |source| Error::File {
+            path: self.path.display().to_string(),
+            source,
+        };
+        let mut file = tokio::fs::File::open(&self.path).await.map_err(failed)?;
+        let length = file.metadata().await.map_err(failed)?.len();
+        let from = std::io::SeekFrom::Start(self.from);
+        file.seek(from).await.map_err(failed)?;
+        let sent = std::sync::Arc::clone(&self.sent);
+        let pieces = tokio_util::io::ReaderStream::with_capacity(file, PIECE);
+        let pieces = pieces.inspect_ok(move |piece| sent(piece.len() as u64));
+        let body = reqwest::Body::wrap_stream(pieces);
+        Ok((length.saturating_sub(self.from), body))
+    }
 }
 
 /// A request.
@@ -117,6 +161,7 @@ pub struct Call {
     headers: Vec<(&'static str, String)>,
     payload: Payload,
     streamed: bool,
+    once: bool,
 }
 
 impl Call {
@@ -129,7 +174,15 @@ impl Call {
             headers: vec![("accept", "application/json".to_owned())],
             payload: Payload::Nothing,
             streamed: false,
+            once: false,
         }
+    }
+
+    /// Leaves it to the caller to try again.
+    #[must_use]
+    pub fn once(mut self) -> Self {
+        self.once = true;
+        self
     }
 
     /// Lets the answer take as long as it takes.
@@ -182,7 +235,7 @@ impl Call {
             .first()
             .is_some_and(|part| part == "cluster" || part == "nodes");
         match self.payload {
-            Payload::File(_) => self,
+            Payload::Part(_) => self,
             _ if self.reads() || order || self.has_key() => self,
             _ => self.header(KEY, uuid::Uuid::new_v4().to_string()),
         }
@@ -230,7 +283,12 @@ impl Client {
         timeout: Duration,
     ) -> Result<Self, Error> {
         let setup = |error: reqwest::Error| Error::Setup(chain(&error));
-        let builder = reqwest::Client::builder().connect_timeout(CONNECT_WAIT);
+        let builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_WAIT)
+            .tcp_keepalive(SILENCE)
+            .tcp_keepalive_interval(SILENCE)
+            .tcp_keepalive_retries(SILENCES)
+            .tcp_user_timeout(SILENCE * SILENCES);
         let (builder, endpoints, names) = match target {
             Target::Socket(path) => {
                 let name = path.display().to_string();
@@ -264,6 +322,25 @@ impl Client {
         })
     }
 
+    /// A client for each endpoint alone, that which answered last first.
+    pub fn each(&self) -> Vec<Self> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let all = self.endpoints.iter().zip(&self.names);
+        let mut each: Vec<Self> = all
+            .map(|(endpoint, name)| Self {
+                http: self.http.clone(),
+                endpoints: vec![endpoint.clone()],
+                names: vec![name.clone()],
+                credentials: self.credentials.clone(),
+                timeout: self.timeout,
+                preferred: AtomicUsize::new(0),
+            })
+            .collect();
+        let count = each.len().max(1);
+        each.rotate_left(first % count);
+        each
+    }
+
     /// Sends a request to the first node that can take it; the answer is a success.
     ///
     /// # Errors
@@ -290,7 +367,7 @@ impl Client {
                     Attempt::Final(error) => return Err(error),
                 }
             }
-            if Instant::now() + PAUSE >= deadline {
+            if call.once || Instant::now() + PAUSE >= deadline {
                 return Err(most_telling(failures));
             }
             tokio::time::sleep(PAUSE).await;
@@ -358,7 +435,7 @@ impl Client {
             }
         };
         let wait = match call.payload {
-            Payload::File(_) => None,
+            Payload::Part(_) => None,
             _ if call.streamed => None,
             _ if call.has_key() || !call.repeatable() => Some(WRITE_WAIT),
             _ if self.endpoints.len() > 1 => Some(ANSWER_WAIT),
@@ -376,17 +453,8 @@ impl Client {
             Payload::Json(value) => request
                 .header(header::CONTENT_TYPE, "application/json")
                 .body(value.to_string()),
-            Payload::File(path) => {
-                let failed = |source| Error::File {
-                    path: path.display().to_string(),
-                    source,
-                };
-                let file = tokio::fs::File::open(path).await.map_err(failed)?;
-                let length = file.metadata().await.map_err(failed)?.len();
-                let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::with_capacity(
-                    file,
-                    256 << 10,
-                ));
+            Payload::Part(part) => {
+                let (length, body) = part.body().await?;
                 request.header(header::CONTENT_LENGTH, length).body(body)
             }
         })

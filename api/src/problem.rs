@@ -101,6 +101,11 @@ pub const CODES: &[(&str, StatusCode, &str)] = &[
         "The outcome is not known any more",
     ),
     (
+        "too_slow",
+        StatusCode::REQUEST_TIMEOUT,
+        "The request did not come in time",
+    ),
+    (
         "too_large",
         StatusCode::PAYLOAD_TOO_LARGE,
         "The request is too large",
@@ -134,6 +139,11 @@ pub const CODES: &[(&str, StatusCode, &str)] = &[
         "no_space",
         StatusCode::INSUFFICIENT_STORAGE,
         "The disk is full",
+    ),
+    (
+        "quota",
+        StatusCode::INSUFFICIENT_STORAGE,
+        "The quota is used up",
     ),
     (
         "not_ready",
@@ -252,7 +262,9 @@ impl From<Rejection> for Problem {
             | Rejection::TokenRefused
             | Rejection::Forgotten
             | Rejection::KeyReused
-            | Rejection::KeysFull => problem,
+            | Rejection::KeysFull
+            | Rejection::TooLarge { .. }
+            | Rejection::Quota { .. } => problem,
         }
     }
 }

@@ -3,9 +3,10 @@
 //! An object is read as it was written, with `kind`, `revision`, `created_at`, `updated_at`,
 //! `available` and `problems` added, and with secrets taken out.
 
+use muster_raft::Placement;
 use muster_storage::event::{Change, Subject};
 use muster_storage::model::{
-    Alert, Fact, Install, Lease, Lock, Member, NodeId, Object, Record, Trouble,
+    Alert, Fact, Install, Lease, Lock, Member, NodeId, Object, ObjectKind, Record, Sha256, Trouble,
 };
 use muster_storage::{State, Timestamp};
 use serde::Serialize;
@@ -21,6 +22,8 @@ pub const ADDED: &[&str] = &[
     "updated_at",
     "available",
     "problems",
+    "holders",
+    "missing",
 ];
 
 /// An object's own fields, secrets included, as its owner would write them.
@@ -168,6 +171,17 @@ fn machine_name(state: &State, machine: Uuid) -> String {
 fn node_name(state: &State, node: NodeId) -> String {
     let found = state.member(node);
     found.map_or_else(|| node.to_string(), |member| member.name.clone())
+}
+
+/// An artifact's view, with the nodes that hold it and those that are known to lack it.
+pub fn placed(mut view: Value, object: &Object, placement: &Placement) -> Value {
+    if let (Object::Artifact(artifact), Value::Object(map)) = (object, &mut view) {
+        let holders = placement.holders(&artifact.sha256);
+        let missing = placement.missing(&artifact.sha256);
+        map.insert("holders".to_owned(), holders.into());
+        map.insert("missing".to_owned(), missing.into());
+    }
+    view
 }
 
 fn add_record<T>(map: &mut Map<String, Value>, record: &Record<T>) {
@@ -327,7 +341,20 @@ fn alert(state: &State, alert: &Alert) -> Value {
             json!({"node": node, "machine": name, "uuid": machine, "bootenv": bootenv,
                 "since": time(*since)})
         }
+        Trouble::ArtifactDamaged { sha256, problem } => {
+            json!({"node": node, "sha256": sha256, "paths": paths(state, *sha256), "problem": problem})
+        }
     }
+}
+
+/// Paths of the artifacts that have these bytes now.
+fn paths(state: &State, sha256: Sha256) -> Vec<&str> {
+    let artifacts = state.objects_after(ObjectKind::Artifact, None);
+    let paths = artifacts.filter_map(|record| match &record.object {
+        Object::Artifact(artifact) if artifact.sha256 == sha256 => Some(artifact.path.as_str()),
+        _ => None,
+    });
+    paths.collect()
 }
 
 /// RFC 3339, UTC.

@@ -4,14 +4,17 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::Api;
-use muster_api::client::{Call, Client, Credentials, Error, Payload, Target};
+use muster_api::client::{Call, Client, Credentials, Error, Payload, Target, Upload};
 use muster_api::rest;
 use muster_api::server::{self, Serving};
 use reqwest::Method;
 use serde_json::json;
+use sha2::Digest as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -76,7 +79,7 @@ async fn root_uses_the_socket_and_others_use_https() {
         username: "eve".into(),
         password: "secret".into(),
     };
-    for credentials in [Credentials::Token(token), password] {
+    for credentials in [Credentials::Token(token), password.clone()] {
         let client = remote(&[dead.clone(), here.clone()], Some(credentials));
         assert_eq!(client.json(machines()).await.unwrap()["items"], json!([]));
     }
@@ -92,8 +95,21 @@ async fn root_uses_the_socket_and_others_use_https() {
     let mut events = root.events(&[("kind", "artifact")], Some("0".into()));
     let file = dir.path().join("file");
     std::fs::write(&file, vec![1; 1 << 20]).unwrap();
-    let upload = Call::new(Method::PUT, &["artifacts", "lab/vmlinuz"]).payload(Payload::File(file));
-    assert_eq!(root.json(upload).await.unwrap()["size"], 1 << 20);
+    let upload = Upload {
+        file: &file,
+        path: "lab/vmlinuz",
+        sha256: muster_storage::model::Sha256(sha2::Sha256::digest(vec![1; 1 << 20]).into()),
+        size: 1 << 20,
+    };
+    let told = Arc::new(AtomicU64::new(0));
+    let shown = Arc::clone(&told);
+    // To whichever node takes it.
+    let client = remote(&[dead, here], Some(password));
+    let at = move |octets| shown.store(octets, Ordering::Relaxed);
+    client.upload(&upload, at).await.unwrap();
+    assert_eq!(told.load(Ordering::Relaxed), 1 << 20);
+    let kept = Call::new(Method::GET, &["artifacts", "lab/vmlinuz"]);
+    assert_eq!(root.json(kept).await.unwrap()["size"], 1 << 20);
     let event = tokio::time::timeout(TIMEOUT, events.next())
         .await
         .unwrap()

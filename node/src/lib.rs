@@ -12,3 +12,4 @@ pub mod reconcile;
 pub mod serve;
 pub mod telemetry;
 pub mod tftp;
+pub mod upkeep;

@@ -108,6 +108,7 @@ pub fn describe() {
     crate::dhcp::metrics::describe();
     crate::boot::metrics::describe();
     crate::minority::describe();
+    crate::upkeep::describe();
     describe_counter!(
         LINES_DROPPED,
         "Lines of the log that were dropped because they were not read in time"

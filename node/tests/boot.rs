@@ -366,16 +366,23 @@ async fn machines_that_pull_one_file_at_once_each_get_their_share() {
     let file = vec![7; SIZE];
     site.artifact("initrd.img", &file).await;
     let got: Arc<Vec<AtomicUsize>> = Arc::new((0..MACHINES).map(|_| AtomicUsize::new(0)).collect());
+    let all_begun = Arc::new(tokio::sync::Barrier::new(MACHINES));
     let (first, mut done) = tokio::sync::watch::channel(None);
     let mut machines = tokio::task::JoinSet::new();
     for machine in 0..MACHINES {
-        let mut connection = http::Connection::open(site.address).await;
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        // What waits in the kernel is not had.
+        socket.set_recv_buffer_size(32 * 1024).unwrap();
+        let stream = socket.connect(site.address).await.unwrap();
+        let mut connection = http::Connection(tokio::io::BufStream::new(stream));
+        let all_begun = Arc::clone(&all_begun);
         let (got, first, mut done) = (Arc::clone(&got), first.clone(), done.clone());
         connection
             .begin("GET", "/artifacts/initrd.img", &[], b"")
             .await;
         machines.spawn(async move {
             let slow = machine % 2 == 1;
+            all_begun.wait().await;
             if slow {
                 // It takes nothing until another one has all.
                 done.wait_for(Option::is_some).await.unwrap();

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
@@ -417,7 +417,22 @@ impl Cluster {
     /// Of kind `StorageFull` when the disk has no room for it; `ResourceBusy` when there are too
     /// many; else when the disk fails.
     pub fn begin_upload(&self, note: UploadNote) -> io::Result<Uuid> {
-        self.inner.uploads.begin(note)
+        self.inner.uploads.begin(note, self.wall())
+    }
+
+    /// Removes damaged files that were put aside longer ago than `age`. Blocks.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn clear_aside_blobs(&self, age: Duration) -> io::Result<()> {
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let before = Timestamp(self.wall().0.saturating_sub(age));
+        self.inner.blobs.clear_aside(before)
+    }
+
+    /// This node's wall clock, by which its file system counts.
+    fn wall(&self) -> Timestamp {
+        Timestamp(self.inner.memory.clock().wall())
     }
 
     /// Takes an upload of this actor over from whoever writes it now; absent when there is none.
@@ -435,7 +450,7 @@ impl Cluster {
 
     /// Gives up the uploads that nobody went on with for long. Blocks.
     pub fn clear_uploads(&self) {
-        self.inner.uploads.clear(SystemTime::now());
+        self.inner.uploads.clear(self.wall());
     }
 
     /// Which node holds which artifact, as far as this node knows.

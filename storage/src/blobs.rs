@@ -12,11 +12,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::Digest as _;
 
-use crate::model::Sha256;
+use crate::model::{Sha256, Timestamp};
 
 pub use partial::Partial;
 
@@ -208,7 +207,7 @@ impl Blobs {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn clear_aside(&self, before: SystemTime) -> io::Result<()> {
+    pub fn clear_aside(&self, before: Timestamp) -> io::Result<()> {
         let dir = match fs::read_dir(self.shared.root.join(DAMAGED)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             dir => dir?,
@@ -216,8 +215,7 @@ impl Blobs {
         for file in dir {
             let file = file?;
             // To be renamed was the last that changed about it.
-            let changed = u64::try_from(file.metadata()?.ctime()).unwrap_or_default();
-            if UNIX_EPOCH + Duration::from_secs(changed) < before {
+            if seconds(file.metadata()?.ctime()) < before {
                 fs::remove_file(file.path())?;
             }
         }
@@ -287,6 +285,11 @@ const TEMPORARY: &str = "tmp";
 
 /// Files that were found damaged.
 const DAMAGED: &str = "damaged";
+
+/// A time that the file system tells, in seconds since 1970.
+fn seconds(time: i64) -> Timestamp {
+    Timestamp(0).plus_secs(u64::try_from(time).unwrap_or_default())
+}
 
 /// Makes the names in a directory durable.
 fn sync_dir(dir: &Path) -> io::Result<()> {

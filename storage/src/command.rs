@@ -460,6 +460,23 @@ pub enum Rejection {
         /// What is wrong with it, and what would be right.
         problem: String,
     },
+    /// The artifact has more bytes than one may have.
+    #[error("an artifact may have {limit} bytes; see `artifacts.max_bytes` of the settings")]
+    TooLarge {
+        /// As many as one may have.
+        limit: u64,
+    },
+    /// All artifacts together may not have so many bytes.
+    #[error(
+        "of the quota of {quota} bytes for artifacts {left} are left; remove artifacts that are not \
+         used, or raise `artifacts.quota_bytes` of the settings"
+    )]
+    Quota {
+        /// As many as they may have.
+        quota: u64,
+        /// How many more.
+        left: u64,
+    },
     /// Something else names the object.
     #[error("{kind} `{key}` is used by {by}; change that first")]
     InUse {
@@ -515,6 +532,8 @@ impl Rejection {
             Self::Forgotten => "forgotten",
             Self::KeyReused => "key_reused",
             Self::KeysFull => "keys_full",
+            Self::TooLarge { .. } => "too_large",
+            Self::Quota { .. } => "quota",
         }
     }
 }

@@ -11,10 +11,10 @@ use std::path::Path;
 
 use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding, Traits};
 use muster_storage::model::{
-    Alert, Artifact, Attempt, Bootenv, Class, Condition, InstallPhase, JoinToken, Loader, Loaders,
-    LocalBoot, Machine, Member, Object, ObjectKind, Octets, Param, Platform, Profile, RenderedFile,
-    Reservation, Seen, Settings, Sha256, Status, Step, Subnet, Template, TextOctets, Token,
-    Trouble, Verdict,
+    Alert, Artifact, ArtifactSettings, Attempt, Bootenv, Class, Condition, InstallPhase, JoinToken,
+    Loader, Loaders, LocalBoot, Machine, Member, Object, ObjectKind, Octets, Param, Platform,
+    Profile, RenderedFile, Reservation, Seen, Settings, Sha256, Status, Step, Subnet, Template,
+    TextOctets, Token, Trouble, Verdict,
 };
 use muster_storage::{
     Actor, Command, Entry, Mac, NodeId, Proposal, Remember, RequestId, Revision, State, Timestamp,
@@ -462,6 +462,27 @@ fn samples() -> Vec<(&'static str, Command)> {
                 machine: MACHINE,
                 reason: String::new(),
             },
+        ),
+        (
+            "alert",
+            Command::Alert(Box::new(Alert {
+                node: NodeId(1),
+                trouble: Trouble::ArtifactDamaged {
+                    sha256: Sha256([7; 32]),
+                    problem: "it cannot be read".into(),
+                },
+            })),
+        ),
+        (
+            "put",
+            put(Object::Settings(Settings {
+                artifacts: ArtifactSettings {
+                    quota_bytes: Some(1 << 40),
+                    grace_secs: 60,
+                    ..ArtifactSettings::default()
+                },
+                ..Settings::default()
+            })),
         ),
         ("expire", Command::Expire),
         (

@@ -3,32 +3,26 @@
 use std::io;
 
 use axum::Router;
-use axum::body::{Body, Bytes, HttpBody as _};
+use axum::body::{Body, HttpBody as _};
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
-use futures::StreamExt as _;
 use muster_raft::ArtifactWriter;
+use muster_storage::command::PutMode;
 use muster_storage::model::{Artifact, Object, ObjectKind, Sha256};
-use muster_storage::{Command, Effect};
+use muster_storage::{Command, Effect, Revision};
 use serde::Deserialize;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
-use super::extract::{Conditions, Key, On, Params, created, etag};
+use super::extract::{Conditions, Key, On, Params, created};
+use super::incoming::{Sink, disk, pour, thread_failed};
 use super::objects;
-use super::write::write;
+use super::write::{Caller, write};
 use crate::problem::Problem;
-use crate::template::Sources;
-use crate::{Shared, view};
-
-/// Largest artifact, in octets: an image of a disk, and a bound on what one mistake can fill.
-pub const ARTIFACT_MAX: u64 = 64 << 30;
+use crate::{App, Shared};
 
 /// Uploads at a time; more are told to come back.
 const UPLOADS_MAX: usize = 16;
-
-/// Pieces of a body that wait for the disk.
-const PIECES_MAX: usize = 8;
 
 static UPLOADS: Semaphore = Semaphore::const_new(UPLOADS_MAX);
 
@@ -58,9 +52,53 @@ async fn upload(
         .map_err(|_| Problem::new("unavailable", "too many uploads at a time; try again"))?;
     // What the client says that it will send, if it does.
     let announced = body.size_hint().lower();
+    let room = app.cluster.read(|state| {
+        state.check_artifact(&path, announced)?;
+        Ok::<_, Problem>(state.artifact_room(&path))
+    })?;
     let writer = app.cluster.artifact_writer(announced);
     let writer = writer.map_err(|error| disk(&error))?;
-    let (sha256, size) = store(writer, body, expected.sha256).await?;
+    let (writer, ended) = pour(body, room, writer).await?;
+    if ended
+        .as_ref()
+        .is_err_and(|problem| problem.code == "too_large")
+    {
+        // Which limit that was.
+        let more = room.saturating_add(1);
+        app.cluster
+            .read(|state| state.check_artifact(&path, more))?;
+    }
+    ended?;
+    let cluster = app.cluster.clone();
+    let finishing = tokio::task::spawn_blocking(move || {
+        let (sha256, size) = writer.finish(expected.sha256)?;
+        Ok::<_, io::Error>((cluster.keep_blob(sha256), sha256, size))
+    });
+    let finished = finishing.await.map_err(|_| thread_failed())?;
+    let (_kept, sha256, size) = finished.map_err(|error| disk(&error))?;
+    let new = publish(
+        &app,
+        caller,
+        conditions.revision,
+        conditions.mode(),
+        &path,
+        sha256,
+        size,
+    )
+    .await?;
+    objects::show(&app, ObjectKind::Artifact, &path, created(new))
+}
+
+/// Has the other nodes take a file that is whole here, and writes the record; whether that is new.
+pub async fn publish(
+    app: &App,
+    caller: Caller,
+    if_match: Option<Revision>,
+    mode: PutMode,
+    path: &str,
+    sha256: Sha256,
+    size: u64,
+) -> Result<bool, Problem> {
     let spread = app.cluster.spread(sha256, size).await;
     let holders = spread.map_err(|error| match error {
         // Too few nodes could take it now.
@@ -68,90 +106,21 @@ async fn upload(
         other => other.into(),
     })?;
     let object = Object::Artifact(Artifact {
-        path: path.clone(),
+        path: path.to_owned(),
         sha256,
         size,
     });
-    let mode = conditions.mode();
-    let outcome = write(
-        &app,
-        caller.without_key(),
-        conditions.revision,
-        Command::Put { object, mode },
-    )
-    .await?;
+    let command = Command::Put { object, mode };
+    let outcome = write(app, caller.without_key(), if_match, command).await?;
     tracing::info!(path, %sha256, size, nodes = holders.len(), "artifact uploaded");
-    let new = matches!(outcome.result, Ok(Effect::Stored { created: true, .. }));
-    let templates = Sources::default().compiled();
-    let (body, revision) = app.cluster.read(|state| {
-        let record = objects::find(state, ObjectKind::Artifact, &path)?;
-        Ok::<_, Problem>((view::object(state, &templates, record), record.revision))
-    })?;
-    let headers = [("etag", etag(revision))];
-    Ok((created(new), headers, axum::Json(body)).into_response())
+    Ok(matches!(
+        outcome.result,
+        Ok(Effect::Stored { created: true, .. })
+    ))
 }
 
-/// Writes a body to the disk on a thread of its own, as fast as the disk takes it.
-async fn store(
-    mut writer: ArtifactWriter,
-    body: Body,
-    expected: Option<Sha256>,
-) -> Result<(Sha256, u64), Problem> {
-    // `None` says that the body is whole: a channel that just closes leaves nothing behind.
-    let (pieces, mut arriving) = mpsc::channel::<Option<Bytes>>(PIECES_MAX);
-    let disk_thread = tokio::task::spawn_blocking(move || {
-        loop {
-            match arriving.blocking_recv() {
-                Some(Some(piece)) => writer.write(&piece)?,
-                Some(None) => return writer.finish(expected),
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
-            }
-        }
-    });
-    let received = receive(body, pieces).await;
-    let stored = disk_thread
-        .await
-        .map_err(|_| Problem::new("internal", "a worker thread failed"))?;
-    match (received, stored) {
-        (Err(problem), _) => Err(problem),
-        (Ok(()), Ok(stored)) => Ok(stored),
-        (Ok(()), Err(error)) => Err(disk(&error)),
-    }
-}
-
-async fn receive(body: Body, pieces: mpsc::Sender<Option<Bytes>>) -> Result<(), Problem> {
-    let mut stream = body.into_data_stream();
-    let mut length = 0u64;
-    while let Some(piece) = stream.next().await {
-        let piece = piece
-            .map_err(|error| Problem::new("malformed", format!("the body ended early: {error}")))?;
-        length = length.saturating_add(piece.len() as u64);
-        if length > ARTIFACT_MAX {
-            let detail = format!("an artifact may have {ARTIFACT_MAX} octets");
-            return Err(Problem::new("too_large", detail));
-        }
-        if pieces.send(Some(piece)).await.is_err() {
-            // The disk failed; its thread says how.
-            return Ok(());
-        }
-    }
-    let _ = pieces.send(None).await;
-    Ok(())
-}
-
-fn disk(error: &io::Error) -> Problem {
-    match error.kind() {
-        io::ErrorKind::InvalidData => Problem::invalid("sha256", error.to_string()),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Problem::new(
-            "no_space",
-            format!("this node cannot take the file: {error}"),
-        ),
-        _ => {
-            tracing::error!(%error, "an upload could not be written");
-            Problem::new(
-                "internal",
-                format!("the upload could not be written: {error}"),
-            )
-        }
+impl Sink for ArtifactWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        ArtifactWriter::write(self, bytes)
     }
 }

@@ -174,7 +174,12 @@ pub async fn idempotency(mut request: Request, next: Next) -> Result<Response, P
         .chain_update(request.uri().to_string())
         .chain_update(" ");
     // An upload is not gathered here, and makes no use of the key: sent again, it is stored again.
-    let upload = request.method() == Method::PUT && request.uri().path().starts_with("/artifacts/");
+    let path = request.uri().path();
+    let upload = match *request.method() {
+        Method::PUT => path.starts_with("/artifacts/"),
+        Method::PATCH => path.starts_with("/uploads/"),
+        _ => false,
+    };
     let asked = if upload {
         asked
     } else {

@@ -8,12 +8,14 @@ mod cluster;
 mod events;
 mod extract;
 mod health;
+mod incoming;
 mod installs;
 mod layers;
 mod leases;
 mod nodes;
 mod objects;
 mod openapi;
+mod uploads;
 mod users;
 mod write;
 
@@ -27,7 +29,6 @@ use muster_storage::model::ObjectKind;
 use crate::problem::Problem;
 use crate::{Shared, auth};
 
-pub use artifacts::ARTIFACT_MAX;
 pub(crate) use backup::BACKUPS_MAX;
 pub use extract::BODY_MAX;
 pub use objects::{PAGE_DEFAULT, PAGE_MAX};
@@ -61,6 +62,7 @@ pub fn router(app: Shared) -> Router {
         .nest("/nodes", nodes::router())
         .nest("/cluster", cluster::router())
         .nest("/boot", boot::router())
+        .nest("/uploads", uploads::router())
         .route("/events", get(events::get))
         .route("/apply", axum::routing::post(bundle::apply))
         .layer(middleware::from_fn(layers::idempotency))

@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
+use muster_raft::Placement;
 use muster_storage::command::PutMode;
 use muster_storage::model::{Object, ObjectKind, Record};
 use muster_storage::{Command, Revision};
@@ -96,12 +97,17 @@ pub async fn list(
     Params(asked): Params<Page>,
 ) -> axum::Json<Value> {
     let templates = templates(&app, kind);
+    let placement = placement(&app, kind);
     let limit = asked.limit();
     axum::Json(app.cluster.read(|state| {
         let items = state
             .objects_after(kind, asked.after())
             .take(limit + 1)
-            .map(|record| (record.object.key(), view::object(state, &templates, record)))
+            .map(|record| {
+                let view = view::object(state, &templates, record);
+                let view = view::placed(view, &record.object, &placement);
+                (record.object.key(), view)
+            })
             .collect();
         page(items, limit, state.revision())
     }))
@@ -120,12 +126,28 @@ pub fn find<'a>(
     record.ok_or_else(|| Problem::not_found(kind.singular(), key))
 }
 
+/// Which node holds what, for those that are held.
+fn placement(app: &App, kind: ObjectKind) -> Placement {
+    match kind {
+        ObjectKind::Artifact => app.cluster.placement(),
+        _ => Placement::default(),
+    }
+}
+
 /// The object as an answer.
-fn show(app: &App, kind: ObjectKind, key: &str, status: StatusCode) -> Result<Response, Problem> {
+pub fn show(
+    app: &App,
+    kind: ObjectKind,
+    key: &str,
+    status: StatusCode,
+) -> Result<Response, Problem> {
     let templates = templates(app, kind);
+    let placement = placement(app, kind);
     let (body, revision) = app.cluster.read(|state| {
         let record = find(state, kind, key)?;
-        Ok::<_, Problem>((view::object(state, &templates, record), record.revision))
+        let view = view::object(state, &templates, record);
+        let view = view::placed(view, &record.object, &placement);
+        Ok::<_, Problem>((view, record.revision))
     })?;
     let headers = [(header::ETAG, etag(revision))];
     Ok((status, headers, axum::Json(body)).into_response())

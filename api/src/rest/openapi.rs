@@ -115,6 +115,27 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "/artifacts/{key}",
         "Upload a file; ?sha256= is checked",
     ),
+    (
+        "options",
+        "/uploads",
+        "What of tus.io, by which uploads go on where they broke off, is spoken here",
+    ),
+    (
+        "post",
+        "/uploads",
+        "Begin an upload: Upload-Length, and Upload-Metadata with path and sha256",
+    ),
+    (
+        "head",
+        "/uploads/{id}",
+        "How far an upload has got: Upload-Offset",
+    ),
+    (
+        "patch",
+        "/uploads/{id}",
+        "Octets of an upload from Upload-Offset on; with the last one it is an artifact",
+    ),
+    ("delete", "/uploads/{id}", "Give an upload up"),
 ];
 
 /// The same for every kind of object.

@@ -1,10 +1,11 @@
 //! A file is uploaded to one node and fetched from every node, by HTTP and TFTP, whole and in part;
 //! also from one that has not got its octets yet. Where a disk gets full artifacts stop long before
-//! the log has to.
+//! the log has to. An upload goes on where it broke off; what is damaged on a disk is repaired, and what
+//! nothing names any more is removed.
 
 use std::fs::{self, File};
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use muster_chaos::cluster::Cluster;
@@ -12,6 +13,7 @@ use muster_chaos::disk::Disk;
 use muster_chaos::invariant;
 use muster_chaos::lab::{Host, Lab, run, wait_until};
 use muster_chaos::node::Node;
+use serde::Deserialize;
 
 use crate::{PATIENCE, curl, tell};
 
@@ -79,6 +81,9 @@ fn a_disk_that_gets_full_takes_no_artifacts_and_its_node_goes_on() -> Result<()>
         // The others are a quorum; this one waits, and gives what it has not got all the same.
         upload(&cluster, 0, &one, "files/one")?;
         wait_missing(full, 1)?;
+        wait_holders(&cluster, "files/one", 2)?;
+        let missing = shown(&cluster, 0, "files/one")?.missing;
+        ensure!(missing == ["n3"], "{missing:?} are shown to lack it");
         ensure!(turned_away(full)? >= 3.0, "its waiting is not counted");
         by_http(&cluster, 2, &host, &one, "files/one")?;
         let profile = ["profiles", "create", "-f", "-"];
@@ -95,6 +100,169 @@ fn a_disk_that_gets_full_takes_no_artifacts_and_its_node_goes_on() -> Result<()>
         upload(&cluster, 2, &two, "files/three")?;
         invariant::same_everywhere(&cluster)
     })
+}
+
+/// Fast enough to wait for, slow enough to be interrupted.
+const UPLINK_MEGABITS: u32 = 60;
+
+#[test]
+fn an_upload_goes_on_after_its_node_was_killed() -> Result<()> {
+    let cluster = Cluster::found(3)?;
+    tell(&cluster, || {
+        let host = cluster.lab().host("client", Some([10, 77, 0, 20].into()))?;
+        let leader = cluster.wait_leader(PATIENCE)?;
+        let node = cluster.node((leader + 1) % 3);
+        cluster.lab().slow(node.name(), UPLINK_MEGABITS)?;
+        let big = pattern(cluster.lab().dir(), "big", SIZE)?;
+        let uploading = remote_upload(&cluster, node, &host, &big, "files/big")?.spawn()?;
+        let partial = node.data_dir().join("artifacts/partial");
+        let longer_than = |least| {
+            let what = format!("more than {least} octets of it to be there");
+            let found = || Ok(part(&partial).filter(|(_, length)| *length > least));
+            wait_until(&what, PATIENCE, found)
+        };
+        let (name, _) = longer_than(1 << 20)?;
+        node.kill()?;
+        let at_death = part(&partial).context("nothing is left of it")?;
+        node.start()?;
+        ensure!(longer_than(at_death.1)?.0 == name, "it has begun anew");
+        let ended = uploading.wait_with_output()?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        ensure!(ended.status.success(), "the upload ends with {said}");
+        by_http(&cluster, leader, &host, &big, "files/big")?;
+        ensure!(part(&partial).is_none(), "something is left of it");
+        wait_holders(&cluster, "files/big", 3)
+    })
+}
+
+/// The name and the length of what is being uploaded.
+fn part(dir: &Path) -> Option<(PathBuf, u64)> {
+    let mut files = fs::read_dir(dir).ok()?.flatten().map(|file| file.path());
+    let path = files.find(|path| path.extension().is_none())?;
+    let length = fs::metadata(&path).ok()?.len();
+    Some((path, length))
+}
+
+/// An upload to a node over the network.
+fn remote_upload(
+    cluster: &Cluster,
+    node: &Node,
+    host: &Host,
+    file: &Path,
+    path: &str,
+) -> Result<Command> {
+    let founder = cluster.node(0).data_dir();
+    let password = fs::read_to_string(founder.join("admin-password"))?;
+    let mut command = host.command(muster_chaos::node::binary()?);
+    muster_chaos::node::clean(&mut command)
+        .env("MUSTER_PASSWORD", password.trim())
+        .arg("--endpoint")
+        .arg(format!("https://{}:8092", node.address()))
+        .arg("--ca-file")
+        .arg(founder.join("ca.pem"))
+        .args(["artifacts", "upload", "--path", path])
+        .arg(file)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Ok(command)
+}
+
+#[test]
+fn artifacts_are_placed_repaired_and_forgotten() -> Result<()> {
+    let cluster = Cluster::found(3)?;
+    tell(&cluster, || {
+        let host = cluster.lab().host("client", Some([10, 77, 0, 20].into()))?;
+        let dir = cluster.lab().dir().to_owned();
+        let (one, two) = (
+            pattern(&dir, "one", SMALL)?,
+            pattern(&dir, "two", SMALL + 1)?,
+        );
+        upload(&cluster, 0, &one, "files/it")?;
+        wait_holders(&cluster, "files/it", 3)?;
+
+        // An octet of it changes on a disk: found, put aside, told, and pulled again.
+        let old = shown(&cluster, 0, "files/it")?.sha256;
+        let damaged = cluster.node(1);
+        let stored = damaged
+            .data_dir()
+            .join("artifacts")
+            .join(&old[..2])
+            .join(&old);
+        let mut octets = fs::read(&stored)?;
+        octets[SMALL / 2] ^= 1;
+        fs::write(&stored, &octets)?;
+        set(&cluster, "{verify_secs: 1}")?;
+        wait_until("the damage to be found", PATIENCE, || {
+            let found = damaged.metric("muster_artifacts_damaged_total")?;
+            Ok((found >= 1.0).then_some(()))
+        })?;
+        wait_until("it to be whole again", PATIENCE, || {
+            Ok((fs::read(&stored).ok() == Some(fs::read(&one)?)).then_some(()))
+        })?;
+        let aside = damaged
+            .data_dir()
+            .join(format!("artifacts/damaged/{old}.damaged"));
+        ensure!(fs::read(aside)? == octets, "the damaged file is gone");
+        by_http(&cluster, 1, &host, &one, "files/it")?;
+        wait_until("everybody to be told", PATIENCE, || {
+            let events = cluster
+                .node(2)
+                .cli(&["events", "list", "--kind", "alert"])?;
+            Ok(events
+                .ok()?
+                .stdout
+                .contains("artifact_damaged")
+                .then_some(()))
+        })?;
+        wait_holders(&cluster, "files/it", 3)?;
+
+        // What was replaced is there for those who were told of it, for a while.
+        upload(&cluster, 2, &two, "files/it")?;
+        let pinned = format!("files/it?sha256={old}");
+        for node in 0..3 {
+            by_http(&cluster, node, &host, &one, &pinned)?;
+        }
+        set(&cluster, "{grace_secs: 1}")?;
+        for node in cluster.nodes() {
+            let stored = node.data_dir().join("artifacts").join(&old[..2]).join(&old);
+            wait_until("it to be removed", PATIENCE, || {
+                Ok((!stored.exists()).then_some(()))
+            })?;
+        }
+        by_http(&cluster, 0, &host, &two, "files/it")?;
+        set(&cluster, &format!("{{quota_bytes: {SMALL}}}"))?;
+        refused(cluster.node(1), &one, "quota")?;
+        invariant::same_everywhere(&cluster)
+    })
+}
+
+fn set(cluster: &Cluster, artifacts: &str) -> Result<()> {
+    let patch = ["settings", "patch", "cluster", "-f", "-"];
+    let changes = format!("artifacts: {artifacts}\n");
+    cluster.node(0).cli_with(&patch, &changes)?.ok().map(drop)
+}
+
+/// An artifact as a node shows it.
+#[derive(Deserialize)]
+struct Shown {
+    sha256: String,
+    holders: Vec<String>,
+    missing: Vec<String>,
+}
+
+fn shown(cluster: &Cluster, node: usize, path: &str) -> Result<Shown> {
+    cluster.node(node).cli(&["artifacts", "get", path])?.json()
+}
+
+/// Waits until every node knows that so many hold it.
+fn wait_holders(cluster: &Cluster, path: &str, count: usize) -> Result<()> {
+    for node in 0..cluster.nodes().len() {
+        wait_until(&format!("{count} holders of {path}"), PATIENCE, || {
+            let shown = shown(cluster, node, path)?;
+            Ok((shown.holders.len() == count).then_some(()))
+        })?;
+    }
+    Ok(())
 }
 
 fn refused(node: &Node, file: &Path, why: &str) -> Result<()> {

@@ -27,10 +27,8 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-mod content;
-mod disk;
-pub mod facts;
-mod fence;
+pub use content::Reader;
+pub use facts::Recorder;
 pub use target::Target;
 pub use tree::{Client, Content, Problem, Source, Tree};
 

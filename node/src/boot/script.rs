@@ -90,6 +90,19 @@ pub struct File {
     pub path: String,
     /// Digest of the bytes.
     pub sha256: Sha256,
+    /// Names of nodes that are known to lack it.
+    pub lacking: Vec<String>,
+}
+
+impl File {
+    /// The nodes that are told of, with their positions: those that may have it; all, if none is
+    /// left then.
+    fn givers<'n>(&self, nodes: &'n [NodeView]) -> Vec<(usize, &'n NodeView)> {
+        let has = |node: &NodeView| !self.lacking.contains(&node.name);
+        let some = nodes.iter().any(has);
+        let named = nodes.iter().enumerate();
+        named.filter(|(_, node)| !some || has(node)).collect()
+    }
 }
 
 /// Leaves the first node, this one, where it is, and puts the others into an order that differs
@@ -248,7 +261,7 @@ impl<'a> Script<'a> {
         let names = file_names(initrds);
         for (position, (initrd, name)) in initrds.iter().zip(&names).enumerate() {
             let next = format!("initrd-{position}");
-            for node in self.nodes {
+            for (_, node) in initrd.givers(self.nodes) {
                 let url = artifact_url(node, initrd);
                 self.line(&format!(
                     "initrd --name {name} --timeout {SILENCE_MS} {url} && goto {next} ||"
@@ -257,7 +270,10 @@ impl<'a> Script<'a> {
             self.line("goto failed");
             self.line(&format!(":{next}"));
         }
-        for (node, args) in self.nodes.iter().zip(args) {
+        for (position, node) in kernel.givers(self.nodes) {
+            let Some(args) = args.get(position) else {
+                continue;
+            };
             let url = artifact_url(node, kernel);
             let mut words: Vec<&str> = args.split_whitespace().collect();
             // EFI kernels look for these files; others ignore the names.

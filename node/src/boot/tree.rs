@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use muster_api::machine_token;
 use muster_api::template::{self, Job, NodeView, RenderContext};
-use muster_raft::Cluster;
+use muster_raft::{Cluster, Placement};
 use muster_storage::model::{
     Attempt, Bootenv, Install, LOCAL, LeaseState, Mac, Settings, Sha256, Step,
 };
@@ -215,10 +215,12 @@ impl Tree {
     /// What the machine with this MAC is to do now. What can destroy its data it gets only for an
     /// attempt that is open by then.
     async fn task_of(&self, mac: Mac, nodes: &mut [NodeView], heading: &mut Heading) -> Task {
+        let placement = self.cluster.placement();
         let mut attempt = None;
         for _ in 0..ROUNDS {
             let planned = self.cluster.read(|state| {
-                let work = plan(&self.cluster, state, mac, nodes, attempt, heading);
+                let at = (&self.cluster, &placement);
+                let work = plan(at, state, mac, nodes, attempt, heading);
                 (
                     work,
                     state.machine_with_mac(mac).map(|machine| machine.uuid),
@@ -441,7 +443,7 @@ impl Work {
 /// What the machine with this MAC is to do, for each of the nodes, `attempt` to install it being
 /// open; completes the heading.
 fn plan(
-    cluster: &Cluster,
+    (cluster, placement): (&Cluster, &Placement),
     state: &State,
     mac: Mac,
     nodes: &[NodeView],
@@ -470,9 +472,12 @@ fn plan(
         BootTarget::Bootenv(bootenv) => bootenv,
     };
     let pin = |path: &String| {
+        let sha256 = state.artifact(path)?.sha256;
+        let lacking = placement.missing(&sha256);
         Some(File {
             path: path.clone(),
-            sha256: state.artifact(path)?.sha256,
+            sha256,
+            lacking: lacking.into_iter().map(str::to_owned).collect(),
         })
     };
     let kernel = bootenv.kernel.as_ref().and_then(pin);

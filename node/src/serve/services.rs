@@ -11,7 +11,7 @@ use crate::config::ServeOptions;
 use crate::dhcp::{self, Interfaces};
 use crate::minority::Minority;
 use crate::reconcile;
-use crate::{boot, ra, tftp};
+use crate::{boot, ra, tftp, upkeep};
 
 /// Services that run.
 pub struct Services(JoinSet<Result<(), Error>>);
@@ -114,6 +114,11 @@ pub fn start(
     let (own, token) = (cluster.clone(), stop.clone());
     services.spawn(async move {
         token.run_until_cancelled(minority.watch(own)).await;
+        Ok(())
+    });
+    let (own, token) = (cluster.clone(), stop.clone());
+    services.spawn(async move {
+        token.run_until_cancelled(upkeep::run(own)).await;
         Ok(())
     });
     let (own, token) = (cluster.clone(), stop.clone());

@@ -6,10 +6,10 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use muster_storage::blobs::{Blobs, Partial};
-use muster_storage::model::Sha256;
+use muster_storage::model::{Sha256, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
@@ -110,8 +110,8 @@ impl Uploads {
     /// # Errors
     /// Of kind `StorageFull` when the disk has no room for it and for those that are under way;
     /// `ResourceBusy` when there are too many; else when the disk fails.
-    pub fn begin(&self, note: UploadNote) -> io::Result<Uuid> {
-        self.clear(SystemTime::now());
+    pub fn begin(&self, note: UploadNote, now: Timestamp) -> io::Result<Uuid> {
+        self.clear(now);
         let mut open = self.lock();
         if open.len() >= UPLOADS_MAX {
             return Err(io::Error::new(
@@ -166,12 +166,11 @@ impl Uploads {
     }
 
     /// Gives up what nobody has written to for long.
-    pub fn clear(&self, now: SystemTime) {
+    pub fn clear(&self, now: Timestamp) {
         let old = |id: &Uuid, session: &Session| {
-            let written = self.blobs.partial_written(*id);
-            let age = written.and_then(|written| now.duration_since(written).ok());
+            let written = self.blobs.partial_written(*id).unwrap_or(now);
             let idle = session.writing.try_lock().is_ok();
-            idle && age.unwrap_or_default() > UPLOAD_KEPT
+            idle && now.secs_since(written) > UPLOAD_KEPT.as_secs()
         };
         let old: Vec<Uuid> = {
             let open = self.lock();

@@ -2,15 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use sha2::Digest as _;
 use uuid::Uuid;
 
-use super::{Blobs, sync_dir};
-use crate::model::Sha256;
+use super::{Blobs, seconds, sync_dir};
+use crate::model::{Sha256, Timestamp};
 
 const PARTIAL: &str = "partial";
 /// Ending of the names of notes, and of those that are not written yet.
@@ -112,10 +111,10 @@ impl Blobs {
     }
 
     /// When something was last written to a file, or its note when it is not here any more.
-    pub fn partial_written(&self, id: Uuid) -> Option<SystemTime> {
+    pub fn partial_written(&self, id: Uuid) -> Option<Timestamp> {
         let path = self.partial_path(id);
         let found = fs::metadata(&path).or_else(|_| fs::metadata(path.with_extension(NOTE)));
-        found.ok()?.modified().ok()
+        Some(seconds(found.ok()?.mtime()))
     }
 
     /// Removes a file and its note; those that are not there are removed already.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use uuid::Uuid;
 
-use super::{Mac, NodeId, Timestamp};
+use super::{Mac, NodeId, Sha256, Timestamp};
 
 /// Something out of order that a node saw. The history tells of it; nothing is decided by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +68,13 @@ pub enum Trouble {
         /// When something was seen of it last.
         since: Timestamp,
     },
+    /// A file on the node's disk is not what it was; it is put aside and pulled again.
+    ArtifactDamaged {
+        /// Digest that it should have.
+        sha256: Sha256,
+        /// What is wrong with it.
+        problem: String,
+    },
 }
 
 impl Trouble {
@@ -79,6 +86,7 @@ impl Trouble {
             Self::Minority { .. } => "minority",
             Self::InstallFailed { .. } => "install_failed",
             Self::BootStalled { .. } => "boot_stalled",
+            Self::ArtifactDamaged { .. } => "artifact_damaged",
         }
     }
 }

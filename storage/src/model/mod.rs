@@ -5,6 +5,7 @@
 //! (revision, times) is kept beside it in [`Record`].
 
 mod alert;
+mod artifact;
 mod boot;
 mod class;
 mod ids;
@@ -17,6 +18,7 @@ mod timeline;
 mod user;
 
 pub use alert::{Alert, Trouble};
+pub use artifact::{Artifact, ArtifactSettings};
 pub use boot::{BadLoader, BadLoaders, LOADER_NAME_MAX, Loader, Loaders, LocalBoot, Platform};
 pub use class::{Class, Condition};
 pub use ids::{BadMac, BadSha256, Mac, NodeId, Octets, Revision, Sha256, TextOctets, Timestamp};
@@ -25,8 +27,8 @@ pub use lease::{ClientKey, Lease, LeaseRule, LeaseState};
 pub use member::{Identifier, JoinToken, Member};
 pub use network::{BadPool, ConflictDetection, Match, Pool, Reservation, Subnet, SubnetMode};
 pub use objects::{
-    Artifact, BootReport, Bootenv, HIDDEN, LOCAL, Machine, Object, ObjectKind, Param, Profile,
-    RenderedFile, Settings, Template, UnknownKind,
+    BootReport, Bootenv, HIDDEN, LOCAL, Machine, Object, ObjectKind, Param, Profile, RenderedFile,
+    Settings, Template, UnknownKind,
 };
 pub use timeline::{FACTS_MAX, Fact, Seen, Step, Timeline, UnderWay};
 pub use user::{Token, User};

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Loaders, LocalBoot, Mac, Reservation, Sha256, Subnet, Timestamp, User};
+use super::{
+    Artifact, ArtifactSettings, Loaders, LocalBoot, Mac, Reservation, Subnet, Timestamp, User,
+};
 
 /// Name of the boot environment that boots the local disk.
 pub const LOCAL: &str = "local";
@@ -150,6 +152,9 @@ pub struct Settings {
     /// How long nothing may be seen of a boot that is under way, in seconds; 0: for ever.
     #[serde(default = "Settings::boot_stall_secs")]
     pub boot_stall_secs: u32,
+    /// What artifacts may take, and how they are looked after.
+    #[serde(default, skip_serializing_if = "ArtifactSettings::is_default")]
+    pub artifacts: ArtifactSettings,
 }
 
 impl Settings {
@@ -194,20 +199,9 @@ impl Default for Settings {
             decline_secs: Self::decline_secs(),
             install_attempts: Self::install_attempts(),
             boot_stall_secs: Self::boot_stall_secs(),
+            artifacts: ArtifactSettings::default(),
         }
     }
-}
-
-/// A file that all nodes hold; the bytes never enter the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Artifact {
-    /// Path below `/artifacts/`; the key.
-    pub path: String,
-    /// Digest of the bytes.
-    pub sha256: Sha256,
-    /// Length in bytes.
-    pub size: u64,
 }
 
 /// The last callback of a machine.

@@ -1,6 +1,7 @@
 //! The replicated state and the one function that changes it.
 
 mod apply;
+mod artifacts;
 mod bind;
 mod boot;
 mod class;

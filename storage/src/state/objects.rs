@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use uuid::Uuid;
 
+use super::artifacts::check_settings;
 use super::install::check_attempts;
 use super::row::{Row, RowKey};
 use super::table::{Context, State};
@@ -246,7 +247,9 @@ impl State {
     fn check(&self, object: &Object) -> Result<(), Rejection> {
         match object {
             Object::Reservation(reservation) => return self.check_reservation(reservation),
-            Object::Artifact(artifact) => check_name("path", &artifact.path)?,
+            Object::Artifact(artifact) => {
+                return self.check_artifact(&artifact.path, artifact.size);
+            }
             Object::Settings(settings) if settings.name != Settings::name() => {
                 return Err(invalid("name", "there is one settings object, `cluster`"));
             }
@@ -263,7 +266,8 @@ impl State {
                 Err(invalid("lease_secs", "must be at least 1"))
             }
             Object::Settings(settings) => {
-                check_attempts("install_attempts", settings.install_attempts)
+                check_attempts("install_attempts", settings.install_attempts)?;
+                check_settings(settings)
             }
             _ => Ok(()),
         }
@@ -423,7 +427,7 @@ fn check_bootenv(bootenv: &Bootenv) -> Result<(), Rejection> {
 }
 
 /// Names and paths are what a URL, a TFTP path and a shell take as they are.
-fn check_name(field: &str, name: &str) -> Result<(), Rejection> {
+pub(super) fn check_name(field: &str, name: &str) -> Result<(), Rejection> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-+:@/".contains(c);
     let segments_hold = name
         .split('/')

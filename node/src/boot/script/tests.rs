@@ -30,7 +30,36 @@ fn file(path: &str) -> File {
     File {
         path: path.to_owned(),
         sha256: Sha256([0xab; 32]),
+        lacking: Vec::new(),
     }
+}
+
+#[test]
+fn a_node_that_lacks_a_file_is_not_named_for_it_while_another_may_have_it() {
+    let script = |lacking: &[&str]| {
+        let lacking: Vec<String> = lacking.iter().map(|name| (*name).to_owned()).collect();
+        let mut initrd = file("lab/initrd.img");
+        let mut kernel = file("lab/vmlinuz");
+        (initrd.lacking, kernel.lacking) = (lacking.clone(), lacking);
+        let task = Task::Kernel {
+            kernel,
+            initrds: vec![initrd],
+            args: vec!["of=a".to_owned(), "of=b".to_owned()],
+        };
+        let script = text(&heading(Some("m1")), &task, &nodes());
+        let fetches = script.lines().filter(|line| line.contains("/artifacts/"));
+        let named = fetches.map(|line| {
+            let name = if line.contains("10.77.0.1") { "a" } else { "b" };
+            // The command line is that of the node that gives the kernel.
+            assert!(!line.starts_with("kernel") || line.contains(&format!("of={name}")));
+            name
+        });
+        named.collect::<String>()
+    };
+    assert_eq!(script(&[]), "abab");
+    assert_eq!(script(&["a"]), "bb");
+    assert_eq!(script(&["b", "gone"]), "aa");
+    assert_eq!(script(&["a", "b"]), "abab", "else nothing would be left");
 }
 
 /// With the digest shortened, for lines that people can read.

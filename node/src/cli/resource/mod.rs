@@ -3,12 +3,14 @@
 pub mod leases;
 pub mod machines;
 mod requests;
+mod upload;
 pub mod users;
 
 use std::path::PathBuf;
 
 use clap::Subcommand;
 use muster_api::client::{Call, Payload};
+use muster_storage::model::Sha256;
 use reqwest::Method;
 
 use super::{Context, Error, files};
@@ -72,16 +74,17 @@ pub enum ArtifactVerb {
     /// List, get, delete, watch.
     #[command(flatten)]
     Look(Look),
-    /// Keep a file on all nodes.
+    /// Keep files on all nodes. What breaks off goes on, also when the node is started again.
     Upload {
-        /// The file.
-        file: PathBuf,
-        /// Path by which it is known.
+        /// The file; or several, or directories.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Path by which it is known; several files, and those of directories, are below it.
         #[arg(long)]
         path: String,
         /// Refuse unless the bytes have this digest.
         #[arg(long, value_name = "HEX")]
-        sha256: Option<String>,
+        sha256: Option<Sha256>,
     },
 }
 
@@ -153,14 +156,11 @@ pub async fn run(context: &Context, resource: &str, verb: Verb) -> Result<(), Er
 pub async fn run_artifacts(context: &Context, verb: ArtifactVerb) -> Result<(), Error> {
     match verb {
         ArtifactVerb::Look(verb) => look(context, "artifacts", verb).await,
-        ArtifactVerb::Upload { file, path, sha256 } => {
-            let call = Call::new(Method::PUT, &["artifacts", &path]).payload(Payload::File(file));
-            let call = match sha256 {
-                Some(sha256) => call.query("sha256", sha256),
-                None => call,
-            };
-            context.printer.object(&context.client.json(call).await?)
-        }
+        ArtifactVerb::Upload {
+            files,
+            path,
+            sha256,
+        } => upload::run(context, &files, &path, sha256).await,
     }
 }
 

@@ -185,7 +185,7 @@ pub fn columns(resource: &str) -> &'static [&'static str] {
             "install_attempts",
             "boot_stall_secs",
         ],
-        "artifacts" => &["path", "size", "sha256", "updated_at"],
+        "artifacts" => &["path", "size", "sha256", "holders", "missing", "updated_at"],
         "leases" => &[
             "address",
             "subnet",
