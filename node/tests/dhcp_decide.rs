@@ -66,12 +66,15 @@ fn selecting() {
     assert_eq!(world.reply(&peers).server_id, PEER);
 }
 
-/// §4.3.2, SELECTING: what cannot be had is met with silence, so that the client discovers anew.
+/// §4.3.2, SELECTING: an offer that went to another is refused, so that firmware does not wait for its
+/// answer; what was never offered is met with silence.
 #[test]
-fn selecting_what_is_taken_or_foreign_is_silence() {
+fn selecting_what_is_taken_is_refused_and_what_is_foreign_is_silence() {
     let mut world = World::new();
     let taken = world.lease(MAC);
-    for address in [taken, ip("10.77.0.5"), ip("192.0.2.7")] {
+    let nak = world.reply(&Packet::select(OTHER, taken));
+    assert_eq!((nak.kind, nak.server_id), (MessageType::Nak, NODE));
+    for address in [ip("10.77.0.5"), ip("192.0.2.7")] {
         assert_eq!(
             world.answer(&Packet::select(OTHER, address)),
             Err(Reason::Refused),

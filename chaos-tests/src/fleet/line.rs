@@ -37,6 +37,8 @@ pub struct Manner {
     pub collects: Collects,
     /// Whether it hears broadcasts only.
     pub broadcast: bool,
+    /// Whether it hears NAKs.
+    pub hears_refusals: bool,
 }
 
 /// Which of several offers is taken, and when.
@@ -101,7 +103,7 @@ impl<'a> Line<'a> {
         let ack = self.ask(request, what, manner, manner.request, |answers, end| {
             first(answers, end, |reply| match reply.kind() {
                 Some(MessageType::Ack) => reply.server() == offer.server(),
-                Some(MessageType::Nak) => true,
+                Some(MessageType::Nak) => manner.hears_refusals,
                 _ => false,
             })
         })?;

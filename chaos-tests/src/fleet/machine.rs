@@ -32,6 +32,7 @@ const ROM: Manner = Manner {
     request: &[secs(4), secs(8), secs(16), secs(32)],
     collects: Collects::First,
     broadcast: false,
+    hears_refusals: true,
 };
 
 /// Doubles from a second until more than ten would be waited.
@@ -41,6 +42,7 @@ const IPXE: Manner = Manner {
     request: &[secs(1), secs(2), secs(4), secs(8)],
     collects: Collects::Last(secs(2)),
     broadcast: false,
+    hears_refusals: false,
 };
 
 /// OVMF: bound to the server that it chose; gives the boot entry up after a minute.
@@ -50,6 +52,7 @@ const OVMF: Manner = Manner {
     request: &[secs(4), secs(8), secs(17), secs(36)],
     collects: Collects::FirstOfWait,
     broadcast: true,
+    hears_refusals: true,
 };
 
 /// `udhcpc -t 30 -T 2`, as in the payload of real machines.
@@ -59,7 +62,15 @@ const SYSTEM: Manner = Manner {
     request: &[secs(2); 30],
     collects: Collects::First,
     broadcast: false,
+    hears_refusals: true,
 };
+
+/// What iPXE tells of itself in option 175: the card's bus and, by tags, what it was built with (PXE
+/// extensions, iSCSI, AoE, HTTP, DNS, bzImage, multiboot, TFTP, menus).
+const FEATURES: [u8; 39] = [
+    177, 5, 1, 26, 244, 16, 0, 235, 3, 1, 0, 0, 16, 1, 2, 17, 1, 1, 18, 1, 1, 19, 1, 1, 23, 1, 1,
+    24, 1, 1, 25, 1, 1, 36, 1, 1, 39, 1, 1,
+];
 
 /// iPXE and ROMs do not hear that a port is closed: 16 s.
 const TFTP_IPXE: tftp::Manner = tftp::Manner {
@@ -445,10 +456,7 @@ impl Platform for Booting<'_, '_> {
         client.options.extend([
             DhcpOption::UserClass(b"iPXE".to_vec()),
             DhcpOption::ParameterRequestList(wanted.map(OptionCode::from).to_vec()),
-            DhcpOption::Unknown(UnknownOption::new(
-                OptionCode::from(175),
-                vec![177, 5, 1, 26, 244, 16, 0],
-            )),
+            DhcpOption::Unknown(UnknownOption::new(OptionCode::from(175), FEATURES.to_vec())),
         ]);
         let ack = machine.acquire(&client, &IPXE, |_| true)?;
         self.journal.done(Stage::LoaderAddress);

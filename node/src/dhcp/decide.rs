@@ -134,8 +134,8 @@ pub fn decide(state: &State, request: &Request, view: &PeerView<'_>, now: Timest
 
 /// What to send when the command that [`decide`] proposed is committed.
 ///
-/// A refusal is a fact that a quorum agreed on, so it may become a NAK; but not in SELECTING,
-/// where silence lets the client discover anew at once with another address.
+/// A refusal is a fact that a quorum agreed on, so it may become a NAK; in SELECTING only when the
+/// address is known to be another's, because silence about what was never ours is right.
 pub fn conclude(
     state: &State,
     request: &Request,
@@ -172,7 +172,7 @@ pub fn conclude(
             {
                 Ok(Some(case.nak(Nak::NotForClient)))
             }
-            Some(Asking::Selecting(address)) if case.was_found_in_use(address) => {
+            Some(Asking::Selecting(address)) if case.was_offered_in_vain(address) => {
                 Ok(Some(case.nak(Nak::NotForClient)))
             }
             _ => Err(Reason::Refused),
@@ -356,13 +356,19 @@ impl Case<'_> {
         Action::Silent(Reason::UnknownClient)
     }
 
-    /// Whether an address was offered to this client and then found in use. It is told so: a ROM
-    /// that took an offer waits for its answer, and does not discover anew without one.
-    fn was_found_in_use(&self, address: Ipv4Addr) -> bool {
+    /// Whether an address that was offered to this client was found in use, or went to another. It is
+    /// told so: firmware that took an offer waits a minute for its answer, and does not discover anew
+    /// without one.
+    fn was_offered_in_vain(&self, address: Ipv4Addr) -> bool {
         let key = self.state.client_key(&self.request.client, self.subnet);
         self.state.lease(address).is_some_and(|record| {
             let lease = &record.object;
-            lease.state == LeaseState::Declined && key.as_ref() == Some(&lease.client)
+            let own = key.as_ref() == Some(&lease.client);
+            match lease.state {
+                LeaseState::Declined => own,
+                LeaseState::Bound => !own,
+                LeaseState::Released | LeaseState::Expired => false,
+            }
         })
     }
 
