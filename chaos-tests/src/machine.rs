@@ -309,9 +309,28 @@ fn http_first(lab: &Lab, mac: &str) -> Result<PathBuf> {
         machine.wait_for("UEFI HTTPv4", FIRMWARE)?;
         let variables = lab.dir().join(format!("{}-vars.fd", machine.tap));
         drop(machine);
-        fs::copy(variables, &path).context("keeping OVMF's variables")?;
+        let octets = fs::read(variables).context("reading OVMF's variables")?;
+        fs::write(&path, without_ipv6(octets)?).context("keeping OVMF's variables")?;
     }
     Ok(path)
+}
+
+/// Switches off the entry of HTTP Boot over IPv6, which [`NO_IPV6`] leaves there: its attributes (UEFI
+/// 2.10 §3.1.3) stand 6 octets before its name, and the lowest bit says that it is active.
+fn without_ipv6(mut variables: Vec<u8>) -> Result<Vec<u8>> {
+    let name: Vec<u8> = "UEFI HTTPv6"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let place = variables
+        .windows(name.len())
+        .position(|part| part == name)
+        .context("OVMF knows no HTTPv6")?;
+    let attributes = variables
+        .get_mut(place - 6)
+        .context("a name without attributes")?;
+    *attributes &= !1;
+    Ok(variables)
 }
 
 fn record(mut serial: impl Read, mut log: fs::File, console: &Mutex<Console>, powered_on: Instant) {

@@ -1,6 +1,7 @@
 //! A node dies while real firmware boots from it: every firmware, at every moment, killed and cut
 //! off. Nobody helps the machine.
 
+pub mod mode;
 pub mod traffic;
 
 use std::fmt::{self, Display};
@@ -13,15 +14,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
 use dhcproto::v4::MessageType;
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::cluster::Cluster;
 use crate::dhcp::{Client, Port};
 use crate::fault::{self, Fault};
 use crate::lab::wait_until;
-use crate::machine::{Firmware, Machine};
+use crate::machine::Machine;
 use crate::wire;
 use crate::{content, invariant};
+pub use mode::Mode;
 use traffic::{Ear, Traffic};
 
 /// How long a cluster may take to be whole.
@@ -38,18 +41,6 @@ const SLOW_SYSTEM: u32 = 20;
 const MIDDLE_OF_LOADER: usize = 30_000;
 const MIDDLE_OF_INITRD: usize = 300_000;
 const MIDDLE_OF_KERNEL: usize = 4_000_000;
-
-/// Which firmware, and how it comes to its system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    /// SeaBIOS; the card's ROM is iPXE
-    BiosIpxe,
-    /// OVMF by PXE, then iPXE; HTTP Boot comes next in its boot order
-    UefiPxe,
-    /// OVMF by HTTP Boot, then iPXE; PXE comes next in its boot order
-    UefiHttp,
-}
 
 /// When the node dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize)]
@@ -85,6 +76,10 @@ pub enum Blow {
     Kill,
     /// Its link is dead: not a word
     Cut,
+    /// SIGSTOP; its host takes connections that nobody answers
+    Hang,
+    /// SIGKILL of it and of all its peers, which are started again at once
+    All,
 }
 
 /// One boot.
@@ -113,38 +108,6 @@ pub struct Ended {
     pub error: Option<String>,
 }
 
-impl Mode {
-    /// For tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::BiosIpxe => "BIOS, iPXE ROM",
-            Self::UefiPxe => "UEFI PXE",
-            Self::UefiHttp => "UEFI HTTP",
-        }
-    }
-
-    fn firmware(self) -> Firmware {
-        match self {
-            Self::BiosIpxe => Firmware::Bios,
-            Self::UefiPxe => Firmware::Uefi,
-            Self::UefiHttp => Firmware::UefiHttpThenPxe,
-        }
-    }
-
-    /// BIOS begins its boot order anew when nothing has booted, as servers are set to.
-    fn arguments(self) -> &'static [&'static str] {
-        match self {
-            Self::BiosIpxe => &["-action", "reboot=reset", "-boot", "reboot-timeout=5000"],
-            Self::UefiPxe | Self::UefiHttp => &[],
-        }
-    }
-
-    /// Whether it has a loader to load.
-    fn loads(self) -> bool {
-        self != Self::BiosIpxe
-    }
-}
-
 impl Moment {
     /// For tables.
     pub fn name(self) -> &'static str {
@@ -162,13 +125,6 @@ impl Moment {
         }
     }
 
-    fn is_of_loader(self) -> bool {
-        matches!(
-            self,
-            Self::Loader | Self::Loaded | Self::LoaderOffer | Self::LoaderAck
-        )
-    }
-
     fn link(self) -> u32 {
         match self {
             Self::Initrd | Self::Kernel => SLOW_SYSTEM,
@@ -178,7 +134,7 @@ impl Moment {
     }
 
     /// The node that is to die now, if the moment has come.
-    fn victim(self, traffic: &Traffic, offers: usize, acks: usize) -> Option<Ipv4Addr> {
+    fn victim(self, mode: Mode, traffic: &Traffic, offers: usize, acks: usize) -> Option<Ipv4Addr> {
         let beyond = |part, octets| {
             let fetch = traffic.fetch(part).filter(|fetch| fetch.octets > octets)?;
             Some(fetch.server)
@@ -187,9 +143,9 @@ impl Moment {
             Self::Never => None,
             Self::Offer | Self::LoaderOffer => traffic.offers.get(offers).copied(),
             Self::Ack | Self::LoaderAck => traffic.acks.get(acks).copied(),
-            Self::Loader => beyond("snponly.efi", MIDDLE_OF_LOADER),
-            Self::Loaded => loaded(traffic),
-            Self::Script => beyond("boot.ipxe", 0),
+            Self::Loader => beyond(mode.loader()?.name, MIDDLE_OF_LOADER),
+            Self::Loaded => loaded(mode, traffic),
+            Self::Script => beyond(mode.script(), 0),
             Self::Initrd => beyond("initrd.img", MIDDLE_OF_INITRD),
             Self::Kernel => beyond("vmlinuz", MIDDLE_OF_KERNEL),
         }
@@ -197,9 +153,10 @@ impl Moment {
 }
 
 /// Who sent the loader, when all of it has come.
-fn loaded(traffic: &Traffic) -> Option<Ipv4Addr> {
-    let size = std::fs::metadata("/usr/lib/ipxe/snponly.efi").ok()?.len();
-    let fetch = traffic.fetch("snponly.efi")?;
+fn loaded(mode: Mode, traffic: &Traffic) -> Option<Ipv4Addr> {
+    let loader = mode.loader()?;
+    let size = std::fs::metadata(loader.file).ok()?.len();
+    let fetch = traffic.fetch(loader.name)?;
     (fetch.octets as u64 >= size).then_some(fetch.server)
 }
 
@@ -209,6 +166,8 @@ impl Blow {
         match self {
             Self::Kill => "killed",
             Self::Cut => "cut off",
+            Self::Hang => "stopped",
+            Self::All => "all killed and started",
         }
     }
 }
@@ -219,7 +178,9 @@ impl Case {
         match self.moment {
             // Of a node that does not die there are not two kinds.
             Moment::Never => self.blow == Blow::Kill,
-            moment => self.mode.loads() || !moment.is_of_loader(),
+            Moment::Loader | Moment::Loaded => self.mode.loader().is_some(),
+            Moment::LoaderOffer | Moment::LoaderAck => self.mode.loads_ipxe(),
+            _ => true,
         }
     }
 }
@@ -230,6 +191,18 @@ impl Display for Case {
         match self.moment {
             Moment::Never => write!(f, "{mode}, {moment}"),
             _ => write!(f, "{mode}, {} {moment}", self.blow.name()),
+        }
+    }
+}
+
+impl Ended {
+    fn spoilt(case: Case, error: &anyhow::Error) -> Self {
+        Self {
+            case,
+            up: None,
+            since_death: None,
+            asked: 0,
+            error: Some(format!("the cluster: {error:#}")),
         }
     }
 }
@@ -261,9 +234,16 @@ pub fn run(
         let series: Vec<_> = (0..at_once.min(cases.len()))
             .map(|_| {
                 scope.spawn(|| {
-                    let cluster = prepare()?;
+                    let mut cluster = prepare()?;
                     while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let ended = boot(&cluster, *case, patience)?;
+                        let ended = match boot(&cluster, *case, patience) {
+                            Ok(ended) => ended,
+                            // What was not made whole is no place for the next.
+                            Err(error) => {
+                                cluster = prepare()?;
+                                Ended::spoilt(*case, &error)
+                            }
+                        };
                         tell(&ended);
                         all.lock()
                             .unwrap_or_else(PoisonError::into_inner)
@@ -287,11 +267,22 @@ pub fn run(
 pub fn prepare() -> Result<Cluster> {
     let cluster = Cluster::found(3)?;
     content::install(&cluster, &[("m1", MAC, "blue")])?;
+    for (file, path) in mode::ARTIFACTS {
+        let call = ["artifacts", "upload", file, "--path", path];
+        cluster.cli(&call)?.ok()?;
+    }
     Ok(cluster)
+}
+
+/// The machine, with its loaders.
+fn machine(mode: Mode) -> String {
+    let machine = content::machine("m1", MAC, "blue");
+    format!("{machine}loaders: {}\n", mode.loaders())
 }
 
 /// Boots one case; the cluster is whole again at the end.
 pub fn boot(cluster: &Cluster, case: Case, patience: Duration) -> Result<Ended> {
+    cluster.apply(&machine(case.mode))?;
     lead_by_answering(cluster)?;
     let mut machine = Machine::start(
         cluster.lab(),
@@ -332,22 +323,60 @@ fn lead_by_answering(cluster: &Cluster) -> Result<()> {
     drop(port);
     lab.remove_host(host)?;
     let first = offer.server().and_then(|server| cluster.node_at(server));
-    cluster.transfer(first.context("an OFFER of no node")?)?;
+    let first = first.context("an OFFER of no node")?;
+    // On a busy host another may be elected right after: then a follower dies.
+    if let Err(error) = cluster.transfer(first) {
+        eprintln!("{}: {error:#}", cluster.node(first).name());
+    }
     cluster.wait_settled(PATIENCE)
 }
 
 /// The dead, to be revived.
 struct Dead {
-    node: usize,
     at: Instant,
-    cut: Option<Fault>,
+    cure: Cure,
+}
+
+/// What makes a cluster whole again.
+enum Cure {
+    Start(usize),
+    Heal(Fault),
+    Continue(usize),
+    Wait,
 }
 
 impl Dead {
+    fn strike(cluster: &Cluster, node: usize, blow: Blow) -> Result<Self> {
+        let at = Instant::now();
+        let cure = match blow {
+            Blow::Kill => {
+                cluster.node(node).kill()?;
+                Cure::Start(node)
+            }
+            Blow::Cut => Cure::Heal(fault::cut(cluster.node(node).host())?),
+            Blow::Hang => {
+                cluster.node(node).freeze()?;
+                Cure::Continue(node)
+            }
+            Blow::All => {
+                for node in cluster.nodes() {
+                    node.kill()?;
+                }
+                for node in cluster.nodes() {
+                    node.start()?;
+                }
+                Cure::Wait
+            }
+        };
+        Ok(Self { at, cure })
+    }
+
     fn revive(self, cluster: &Cluster) -> Result<()> {
-        match self.cut {
-            Some(cut) => cut.heal(),
-            None => cluster.node(self.node).start()?,
+        match self.cure {
+            Cure::Start(node) => cluster.node(node).start()?,
+            Cure::Heal(cut) => cut.heal(),
+            Cure::Continue(node) => cluster.node(node).signal(Signal::SIGCONT)?,
+            Cure::Wait => {}
         }
         cluster.wait_settled(PATIENCE)
     }
@@ -382,7 +411,7 @@ fn strike(
     let moment = case.moment;
     if matches!(moment, Moment::LoaderOffer | Moment::LoaderAck) {
         wait_until("the loader to be loaded", patience, || {
-            Ok(loaded(&ear.heard()))
+            Ok(loaded(case.mode, &ear.heard()))
         })
         .with_context(|| machine.serial())?;
     }
@@ -396,21 +425,15 @@ fn strike(
     let (offers, acks) = (before.offers.len(), before.acks.len());
     let victim = wait_until("the moment to come", patience, || {
         ensure!(machine.is_on(), "the machine is off");
-        Ok(moment.victim(&ear.heard(), offers, acks))
+        Ok(moment.victim(case.mode, &ear.heard(), offers, acks))
     })
     .with_context(|| machine.serial())?;
     let node = cluster
         .node_at(victim)
         .with_context(|| format!("{victim} is no node"))?;
-    let (at, cut) = match case.blow {
-        Blow::Kill => (cluster.node(node).kill()?, None),
-        Blow::Cut => {
-            let cut = fault::cut(cluster.node(node).host())?;
-            (Instant::now(), Some(cut))
-        }
-    };
+    let dead = Dead::strike(cluster, node, case.blow)?;
     drop(hold);
-    Ok(Dead { node, at, cut })
+    Ok(dead)
 }
 
 /// The table of all that was booted, for people.

@@ -54,13 +54,13 @@ pub struct Matrix {
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Moment::value_variants().to_vec())]
     moments: Vec<Moment>,
     /// How it dies
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Blow::value_variants().to_vec())]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Blow::Kill, Blow::Cut])]
     blows: Vec<Blow>,
     /// How many machines boot at a time, each from a cluster of its own
     #[arg(long, value_name = "N", default_value_t = 1)]
     at_once: usize,
     /// Seconds after which a machine that is not up is lost
-    #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
     patience: f64,
     /// How to write the result
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
