@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::libc;
 use nix::net::if_::if_nametoindex;
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 
 use crate::lab::Host;
 
@@ -26,6 +26,17 @@ pub(crate) const RECEIVE_BUFFER: usize = 4 << 20;
 const IPV4: [u8; 2] = [0x08, 0x00];
 const ARP: [u8; 2] = [0x08, 0x06];
 const UDP: u8 = 17;
+
+/// Lets ARP, and UDP over IPv4, pass whole: the type is in octets 12 and 13, IPv4's protocol in 23.
+const DATAGRAMS: [SockFilter; 7] = [
+    SockFilter::new(0x28, 0, 0, 12),
+    SockFilter::new(0x15, 3, 0, 0x0806),
+    SockFilter::new(0x15, 0, 3, 0x0800),
+    SockFilter::new(0x30, 0, 0, 23),
+    SockFilter::new(0x15, 0, 1, UDP as u32),
+    SockFilter::new(0x06, 0, 0, u32::MAX),
+    SockFilter::new(0x06, 0, 0, 0),
+];
 
 /// A card that hears every frame of its segment and sends what it is told.
 #[derive(Debug)]
@@ -72,6 +83,14 @@ impl Wire {
             socket,
             held: Mutex::default(),
         })
+    }
+
+    /// Hears nothing but ARP and UDP over IPv4 from now on: others on the host may fetch files.
+    pub fn only_datagrams(self) -> Result<Self> {
+        self.socket
+            .attach_filter(&DATAGRAMS)
+            .context("filtering what a packet socket hears")?;
+        Ok(self)
     }
 
     /// Answers ARP for `address` in the name of `mac` from now on, whenever it receives.

@@ -25,7 +25,7 @@ use crate::content::{self, BOOTENV, INITRD, KERNEL, TEMPLATE};
 use crate::dhcp::{Client, Port};
 use crate::lab::{Host, wait_until};
 use crate::node::Node;
-use crate::wire::mac_text;
+use crate::wire::{Wire, mac_text};
 use line::Line;
 use machine::{Content, Machine, Model};
 use progress::{Journal, Progress, Stage};
@@ -149,7 +149,7 @@ fn run(
     content: &Content,
     progress: &Arc<Progress>,
 ) -> Result<(Vec<Came>, BTreeMap<&'static str, usize>)> {
-    let port = Port::direct(hall)?;
+    let port = Port::Direct(Wire::open(hall)?.only_datagrams()?);
     let line = Line::new(&port);
     let end = Instant::now() + plan.patience;
     // Threads that are started on the host are on it too.
