@@ -18,6 +18,7 @@ mod herd;
 mod idle;
 mod install_debian;
 mod install_disk;
+mod installs;
 mod interfaces;
 mod join;
 mod leader_dies;
