@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::artifacts::{Arriving, ArtifactWriter, Kept, Placement, Upload, UploadNote};
 use crate::follow::Follow;
 use crate::inner::Inner;
+use crate::keyring::Keyring;
 use crate::options::Options;
 use crate::status::{self, Peer, Status};
 use crate::tls::{self, Token};
@@ -325,6 +326,14 @@ impl Cluster {
     /// The server side of the API's TLS: this node's certificate, no client certificates.
     pub fn api_tls(&self) -> Arc<rustls::ServerConfig> {
         Arc::clone(&self.inner.api_tls)
+    }
+
+    /// The keys of the cluster's secrets.
+    ///
+    /// # Errors
+    /// When this node does not hold the key that opens them.
+    pub fn keyring(&self) -> Result<Keyring, Error> {
+        Keyring::of(&self.inner)
     }
 
     /// Certificate of the cluster's authority.

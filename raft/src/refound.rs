@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::Error;
 use crate::host::Host;
 use crate::identity::{Files, Identity};
+use crate::keyring::Keyring;
 use crate::manage;
 use crate::start::Open;
 use crate::store::{Snapshot, claim, note};
@@ -91,6 +92,9 @@ pub fn refound(
     let command = Command::Refound(Box::new(Refounding {
         cluster_id,
         ca_key_sealed: authority.sealed_key(&sealer, cluster_id)?,
+        keyring: Keyring::open(&cluster, keyring)?
+            .of_cluster(cluster_id)
+            .sealed(&sealer)?,
         member: Member {
             key_hash: key.hash(),
             ..member

@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{
-    Alert, Attempt, Install, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets,
-    Revision, Seen, Sha256, Timestamp, Token, Verdict,
+    Alert, Attempt, Install, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets, Revision, SealedKey, Seen, Sha256, Timestamp, Token, Verdict,
 };
 
 /// Names a proposal, so that a retry is recognised. Random, chosen by the proposer.
@@ -276,6 +275,9 @@ pub struct Founding {
     pub ca_pem: String,
     /// Its private key, sealed under the key that only members hold.
     pub ca_key_sealed: Octets,
+    /// The first key of the keyring.
+    #[serde(default)]
+    pub keyring: Vec<SealedKey>,
     /// PHC string of the first password of user `admin`.
     pub admin_password_hash: String,
     /// The founding node; gets id 1.
@@ -290,6 +292,9 @@ pub struct Refounding {
     pub cluster_id: Uuid,
     /// Private key of the authority, sealed under the new cluster's key.
     pub ca_key_sealed: Octets,
+    /// The keyring, sealed under it as well.
+    #[serde(default)]
+    pub keyring: Vec<SealedKey>,
     /// Its only member; gets the revision of this command as its id.
     pub member: Member,
 }

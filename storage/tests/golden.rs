@@ -11,10 +11,7 @@ use std::path::Path;
 
 use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding, Traits};
 use muster_storage::model::{
-    Alert, Artifact, ArtifactSettings, Attempt, Bootenv, Class, Condition, InstallPhase, JoinToken,
-    Loader, Loaders, LocalBoot, Machine, Member, Object, ObjectKind, Octets, Param, Platform,
-    Profile, RenderedFile, Reservation, Seen, Settings, Sha256, Status, Step, Subnet, Template,
-    TextOctets, Token, Trouble, Verdict,
+    Alert, Artifact, ArtifactSettings, Attempt, Bootenv, Class, Condition, InstallPhase, JoinToken, Loader, Loaders, LocalBoot, Machine, Member, Object, ObjectKind, Octets, Param, Platform, Profile, RenderedFile, Reservation, SealedKey, Seen, Settings, Sha256, Status, Step, Subnet, Template, TextOctets, Token, Trouble, Verdict,
 };
 use muster_storage::{
     Actor, Command, Entry, Mac, NodeId, Proposal, Remember, RequestId, Revision, State, Timestamp,
@@ -106,6 +103,13 @@ fn client() -> Client {
             uuid: Some(Uuid::from_u128(0x97)),
             giaddr: Some([10, 77, 0, 254].into()),
         },
+    }
+}
+
+fn sealed_key(id: u32) -> SealedKey {
+    SealedKey {
+        id,
+        key: Octets(vec![8, 9]),
     }
 }
 
@@ -235,6 +239,7 @@ fn samples() -> Vec<(&'static str, Command)> {
                 cluster_id: Uuid::from_u128(0xc1),
                 ca_pem: "CA".into(),
                 ca_key_sealed: Octets(vec![1, 2, 3]),
+                keyring: vec![sealed_key(1)],
                 admin_password_hash: "$argon2id$sample".into(),
                 member: member("n1", 11),
             })),
@@ -490,6 +495,7 @@ fn samples() -> Vec<(&'static str, Command)> {
             Command::Refound(Box::new(Refounding {
                 cluster_id: Uuid::from_u128(0xc2),
                 ca_key_sealed: Octets(vec![4, 5, 6]),
+                keyring: vec![sealed_key(1)],
                 member: member("n3", 14),
             })),
         ),

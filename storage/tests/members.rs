@@ -30,6 +30,7 @@ impl Site {
             cluster_id: Uuid::from_u128(1),
             ca_pem: String::new(),
             ca_key_sealed: Octets::default(),
+            keyring: Vec::new(),
             admin_password_hash: String::new(),
             member: member(1, &[]),
         })));
@@ -229,6 +230,7 @@ fn a_lost_cluster_goes_on_as_a_new_one_with_its_objects_and_without_its_tokens()
     let effect = site.run(Command::Refound(Box::new(Refounding {
         cluster_id: Uuid::from_u128(2),
         ca_key_sealed: Octets(vec![1]),
+        keyring: Vec::new(),
         member: member(1, &[]),
     })));
     let id = NodeId(Revision::new(site.index, 0).0);

@@ -194,8 +194,7 @@ fn of_row(state: &State, row: Row) -> Option<(Revision, String, Value)> {
             (meta.revision, "meta".into(), object)
         }
         Row::Cluster(cluster) => {
-            let object =
-                json!({"id": cluster.id, "ca_pem": cluster.ca_pem, "ca_key_sealed": SEALED});
+            let object = json!({"id": cluster.id, "ca_pem": cluster.ca_pem, "ca_key_sealed": SEALED, "keyring": SEALED});
             (whole, "cluster".into(), object)
         }
         Row::Member(record) => (

@@ -100,6 +100,7 @@ impl World {
             cluster_id: uuid::Uuid::nil(),
             ca_pem: String::new(),
             ca_key_sealed: Octets::default(),
+            keyring: Vec::new(),
             admin_password_hash: String::new(),
             member: member("a", NODE),
         })));

@@ -15,6 +15,7 @@ use crate::Error;
 use crate::cluster::Cluster;
 use crate::host::Host;
 use crate::identity::{Files, Identity};
+use crate::keyring::Keyring;
 use crate::options::Options;
 use crate::tls::{Authority, NodeKey, Sealer};
 use crate::types::Address;
@@ -26,6 +27,7 @@ const FOUNDING: Duration = Duration::from_secs(30);
 pub struct NewCluster {
     pub authority: Authority,
     pub sealer: Sealer,
+    pub keyring: Keyring,
     pub key: NodeKey,
     pub certificate_pem: String,
 }
@@ -40,6 +42,7 @@ impl NewCluster {
         Ok(Self {
             certificate_pem: authority.sign(&names, &key.0, now)?.pem,
             sealer: Sealer::generate(),
+            keyring: Keyring::generate(cluster),
             authority,
             key,
         })
@@ -98,6 +101,7 @@ pub fn founding(
         cluster_id,
         ca_pem: new.authority.pem().to_owned(),
         ca_key_sealed: new.authority.sealed_key(&new.sealer, cluster_id)?,
+        keyring: new.keyring.sealed(&new.sealer)?,
         admin_password_hash,
         member: muster_storage::model::Member {
             id: NodeId(1),

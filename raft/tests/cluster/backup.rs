@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
 
-use muster_raft::{Backup, Cluster, Error, Inspection, Start, restore};
+use muster_raft::{Backup, Cluster, Error, Inspection, Purpose, Start, restore};
 use muster_storage::command::{Bind, Client, PutMode};
 use muster_storage::model::{Artifact, JoinToken, Object, Sha256, Token};
 use muster_storage::state::{Claim, Row};
@@ -102,6 +102,9 @@ async fn a_new_cluster_is_made_of_a_backup() {
         .await
         .unwrap();
     fill(&old).await;
+    let keyring = old.keyring().unwrap();
+    let sealed = keyring.seal(Purpose::Params, b"hunter2", "here").unwrap();
+    let proof = keyring.sign(Purpose::MachineTokens, b"m1").unwrap();
     let before = old.read(|state| (kept(state), state.revision(), state.digest()));
     back_up(&old, &file, true).await;
     write(&old, "too-late").await;
@@ -165,6 +168,13 @@ async fn a_new_cluster_is_made_of_a_backup() {
     })
     .await;
     assert!(has(&second, "goes-on") && has(&second, "p0"));
+    // What the old one sealed opens on every node of the new one; what it signed means nothing there.
+    for node in [&new, &second] {
+        let keyring = node.keyring().unwrap();
+        let opened = keyring.open_sealed(Purpose::Params, &sealed, "here");
+        assert_eq!(opened.unwrap(), b"hunter2");
+        assert!(!keyring.verify(Purpose::MachineTokens, b"m1", &proof));
+    }
     // And after a restart.
     second.stop().await;
     new.stop().await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use muster_raft::{Cluster, Error, Start, Survivor};
+use muster_raft::{Cluster, Error, Purpose, Start, Survivor};
 use muster_storage::{Actor, State};
 
 use crate::common::{Three, has, options, until, write};
@@ -14,6 +14,8 @@ async fn a_survivor_goes_on_and_the_lost_ones_do_not_come_back() {
     let (survivor, lost) = ((leader + 1) % 3, (leader + 2) % 3);
     write(&three.nodes[leader], "before").await;
     three.agree().await;
+    let keyring = three.nodes[leader].keyring().unwrap();
+    let sealed = keyring.seal(Purpose::Params, b"hunter2", "here").unwrap();
     let (cluster_id, last) = (
         three.nodes[survivor].cluster_id(),
         three.nodes[survivor].read(State::revision),
@@ -73,6 +75,9 @@ async fn a_survivor_goes_on_and_the_lost_ones_do_not_come_back() {
         })
         .await;
         assert!(has(node, "before") && has(node, "after"));
+        let keyring = node.keyring().unwrap();
+        let opened = keyring.open_sealed(Purpose::Params, &sealed, "here");
+        assert_eq!(opened.unwrap(), b"hunter2");
     }
     three.stop().await;
 }

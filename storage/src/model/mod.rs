@@ -10,6 +10,7 @@ mod boot;
 mod class;
 mod ids;
 mod install;
+mod keyring;
 mod lease;
 mod member;
 mod network;
@@ -23,6 +24,7 @@ pub use boot::{BadLoader, BadLoaders, LOADER_NAME_MAX, Loader, Loaders, LocalBoo
 pub use class::{Class, Condition};
 pub use ids::{BadMac, BadSha256, Mac, NodeId, Octets, Revision, Sha256, TextOctets, Timestamp};
 pub use install::{Attempt, Ended, Install, InstallPhase, Lock, Served, Status, Verdict};
+pub use keyring::{Sealed, SealedKey};
 pub use lease::{ClientKey, Lease, LeaseRule, LeaseState};
 pub use member::{Identifier, JoinToken, Member};
 pub use network::{BadPool, ConflictDetection, Match, Pool, Reservation, Subnet, SubnetMode};

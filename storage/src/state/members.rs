@@ -25,6 +25,7 @@ impl State {
                 id: founding.cluster_id,
                 ca_pem: founding.ca_pem.clone(),
                 ca_key_sealed: founding.ca_key_sealed.clone(),
+                keyring: founding.keyring.clone(),
             })),
         );
         let member = Member {
@@ -58,6 +59,7 @@ impl State {
                 id: refounding.cluster_id,
                 ca_pem: cluster.ca_pem,
                 ca_key_sealed: refounding.ca_key_sealed.clone(),
+                keyring: refounding.keyring.clone(),
             })),
         );
         for node in self.members.keys().copied().collect::<Vec<_>>() {

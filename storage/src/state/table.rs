@@ -14,8 +14,7 @@ use super::row::{Digest, Row, RowKey, RowWrite};
 use crate::command::{Actor, RequestId};
 use crate::event::{Action, Change, Subject};
 use crate::model::{
-    BootReport, ClientKey, Identifier, Install, JoinToken, Lease, Lock, Mac, Member, NodeId,
-    Object, ObjectKind, Octets, Record, Revision, Sha256, Timeline, Timestamp, Token,
+    BootReport, ClientKey, Identifier, Install, JoinToken, Lease, Lock, Mac, Member, NodeId, Object, ObjectKind, Octets, Record, Revision, SealedKey, Sha256, Timeline, Timestamp, Token,
 };
 use crate::schema::{self, Corrupt};
 
@@ -118,6 +117,9 @@ pub struct Cluster {
     pub ca_pem: String,
     /// Its private key, sealed.
     pub ca_key_sealed: Octets,
+    /// Keys of the cluster's secrets, by number: the last one seals, all of them open.
+    #[serde(default)]
+    pub keyring: Vec<SealedKey>,
 }
 
 /// The history asked for is no longer kept.
