@@ -4,10 +4,17 @@
 //! checked here concerns only what was sent and what it names.
 
 mod check;
+mod schemas;
+mod seal;
 
 pub use check::check;
+pub use schemas::{Affected, Declared, Schemas, affected};
+pub use seal::{Sealing, reseal, sealing};
 
-use muster_storage::model::{HIDDEN, Object, ObjectKind};
+use std::collections::BTreeMap;
+
+use muster_storage::model::{HIDDEN, Machine, Object, ObjectKind, Param, Profile, Sealed};
+use muster_storage::state::{Kept, value_in};
 use muster_storage::{Revision, State};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -15,7 +22,7 @@ use uuid::Uuid;
 
 use crate::auth;
 use crate::problem::Problem;
-use crate::view::{self, ADDED, INSTALL, LOCKED};
+use crate::view::{ADDED, INSTALL, LOCKED};
 
 /// Name of the field that is an object's key.
 pub fn key_field(kind: ObjectKind) -> &'static str {
@@ -40,6 +47,8 @@ pub struct Draft {
     pub kind: ObjectKind,
     /// Its fields.
     pub fields: Map<String, Value>,
+    /// Secrets that were put back, by param; of a param, that of its default.
+    sealed: BTreeMap<String, Sealed>,
 }
 
 impl Draft {
@@ -83,7 +92,23 @@ impl Draft {
                 }
             }
         }
-        Ok(Self { kind, fields })
+        Self::of_fields(kind, fields)
+    }
+
+    /// Of fields that are all the object's own.
+    ///
+    /// # Errors
+    /// When they have what only the cluster makes.
+    pub fn of_fields(kind: ObjectKind, fields: Map<String, Value>) -> Result<Self, Problem> {
+        let own = ["sealed", "default_sealed"];
+        match own.into_iter().find(|name| fields.contains_key(*name)) {
+            Some(name) => Err(unknown_field(name, "secrets are sent as they are")),
+            None => Ok(Self {
+                kind,
+                fields,
+                sealed: BTreeMap::new(),
+            }),
+        }
     }
 
     /// Puts the key of the path in; one that was sent has to be the same.
@@ -135,43 +160,36 @@ impl Draft {
     /// was.
     pub fn keep_secrets(&mut self, state: &State) -> Option<Revision> {
         let record = state.object(self.kind, self.key()?)?;
-        let current = view::fields(&record.object);
-        let mut kept = false;
-        match self.kind {
-            ObjectKind::User => {
-                let hash = current.get("password_hash").cloned().unwrap_or_default();
-                kept = !self.fields.contains_key("password_hash");
-                self.fields.entry("password_hash").or_insert(hash);
+        let kept = match &record.object {
+            Object::User(user) => {
+                let sent = self.fields.contains_key("password_hash");
+                let hash = || user.password_hash.clone().into();
+                self.fields.entry("password_hash").or_insert_with(hash);
+                !sent
             }
-            ObjectKind::Machine | ObjectKind::Profile => {
-                let known = current.get("params").and_then(Value::as_object);
+            Object::Machine(_) | Object::Profile(_) => {
                 let sent = self.fields.get_mut("params").and_then(Value::as_object_mut);
-                for (name, value) in sent.into_iter().flatten() {
-                    let hidden = value == HIDDEN && view::is_secure(state, name);
-                    if let Some(known) = known.filter(|_| hidden).and_then(|known| known.get(name))
-                    {
-                        *value = known.clone();
-                        kept = true;
-                    }
-                }
+                keep_params(&record.object, sent, &mut self.sealed)
             }
-            ObjectKind::Param => {
-                let hidden = current.get("secure") == Some(&Value::Bool(true));
-                match (self.fields.get_mut("default"), current.get("default")) {
-                    (Some(sent), Some(known)) if hidden && *sent == HIDDEN => {
-                        *sent = known.clone();
-                        kept = true;
-                    }
-                    _ => {}
-                }
+            Object::Param(param) => {
+                let hidden = self
+                    .fields
+                    .get("default")
+                    .is_some_and(|sent| sent == HIDDEN);
+                let known = param.default_sealed.clone().filter(|_| hidden);
+                known.is_some_and(|known| {
+                    self.fields.remove("default");
+                    self.sealed.insert(param.name.clone(), known);
+                    true
+                })
             }
-            ObjectKind::Subnet
-            | ObjectKind::Reservation
-            | ObjectKind::Template
-            | ObjectKind::Bootenv
-            | ObjectKind::Settings
-            | ObjectKind::Artifact => {}
-        }
+            Object::Subnet(_)
+            | Object::Reservation(_)
+            | Object::Template(_)
+            | Object::Bootenv(_)
+            | Object::Settings(_)
+            | Object::Artifact(_) => false,
+        };
         kept.then_some(record.revision)
     }
 
@@ -212,9 +230,18 @@ impl Draft {
             ObjectKind::Reservation => Object::Reservation(parse(value)?),
             ObjectKind::Template => Object::Template(parse(value)?),
             ObjectKind::Bootenv => Object::Bootenv(parse(value)?),
-            ObjectKind::Machine => Object::Machine(parse(value)?),
-            ObjectKind::Profile => Object::Profile(parse(value)?),
-            ObjectKind::Param => Object::Param(parse(value)?),
+            ObjectKind::Machine => Object::Machine(Machine {
+                sealed: self.sealed,
+                ..parse(value)?
+            }),
+            ObjectKind::Profile => Object::Profile(Profile {
+                sealed: self.sealed,
+                ..parse(value)?
+            }),
+            ObjectKind::Param => Object::Param(Param {
+                default_sealed: self.sealed.into_values().next(),
+                ..parse(value)?
+            }),
             ObjectKind::Settings => Object::Settings(parse(value)?),
             ObjectKind::Artifact => Object::Artifact(parse(value)?),
             ObjectKind::User => {
@@ -229,6 +256,29 @@ impl Draft {
             }
         })
     }
+}
+
+/// Takes those params that stand there hidden, and are sealed in the object as it is, out of what
+/// was sent; whether there are any.
+fn keep_params(
+    known: &Object,
+    sent: Option<&mut Map<String, Value>>,
+    kept: &mut BTreeMap<String, Sealed>,
+) -> bool {
+    let Some(sent) = sent else {
+        return false;
+    };
+    sent.retain(|name, value| {
+        let known = value_in(known, name).map(|known| known.value);
+        match known {
+            Some(Kept::Sealed(sealed)) if *value == HIDDEN => {
+                kept.insert(name.clone(), sealed.clone());
+                false
+            }
+            _ => true,
+        }
+    });
+    !kept.is_empty()
 }
 
 /// DHCP options whose values are numbers or booleans may be written as one would expect, too.

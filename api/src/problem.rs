@@ -71,6 +71,11 @@ pub const CODES: &[(&str, StatusCode, &str)] = &[
         "The address is not for this client",
     ),
     (
+        "unrenderable",
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "A machine could not be given its texts any more",
+    ),
+    (
         "token_refused",
         StatusCode::CONFLICT,
         "The token is not valid",
@@ -303,9 +308,10 @@ impl From<template::Problem> for Problem {
         for (name, value) in place.into_iter().filter_map(|(n, v)| Some((n, v?))) {
             answer = answer.with(name, value);
         }
-        match problem.template {
-            Some(template) => answer.with("template", template),
-            None => answer,
+        let named = [("template", problem.template), ("param", problem.param)];
+        for (name, value) in named.into_iter().filter_map(|(n, v)| Some((n, v?))) {
+            answer = answer.with(name, value);
         }
+        answer
     }
 }

@@ -5,23 +5,31 @@
 //!
 //! What they may take is bounded: two loops within each other in one template, [`RANGE_MAX`] numbers
 //! to loop over, no variable that outlives its loop, [`OUTPUT_MAX`] octets of text, and two renderings
-//! at a time on a node. Who may write templates can still harm: by loops that include others with
-//! loops, and by a variable that is doubled by hand again and again.
+//! at a time on a node. What gets around that, by loops that include others or by a variable that is
+//! doubled again and again, ends with the process that it is rendered in: see [`isolate`].
 
 mod compile;
 mod context;
 mod limits;
+pub mod trial;
+mod worker;
 
 pub use compile::{Compiled, Problem, Sources, compile};
 pub use context::{NodeView, RenderContext, nodes};
+pub use worker::{COMMAND as WORKER_COMMAND, isolate, work};
+
+use context::{PARAMS, Seen};
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use muster_raft::{Keyring, Purpose};
 use muster_storage::State;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
@@ -98,11 +106,32 @@ pub fn render_text(
 #[derive(Debug)]
 pub struct Job {
     sources: Sources,
-    context: Value,
+    seen: Seen,
+    /// Opens the secrets, for those texts that may have some.
+    keyring: Option<Keyring>,
     what: What,
 }
 
-#[derive(Debug)]
+impl Seen {
+    fn named(&self, sources: &Sources, name: &str) -> Job {
+        self.job(sources, What::Named(name.to_owned()))
+    }
+
+    fn text(&self, sources: &Sources, text: &str) -> Job {
+        self.job(sources, What::Text(text.to_owned()))
+    }
+
+    fn job(&self, sources: &Sources, what: What) -> Job {
+        Job {
+            sources: sources.clone(),
+            seen: self.clone(),
+            keyring: None,
+            what,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 enum What {
     Named(String),
     Text(String),
@@ -111,24 +140,33 @@ enum What {
 impl Job {
     /// A template by name.
     pub fn named(state: &State, context: &RenderContext<'_>, name: &str) -> Self {
-        Self {
-            sources: Sources::of(state),
-            context: context.to_value(state),
-            what: What::Named(name.to_owned()),
-        }
+        let seen = context.seen(state, state.params(context.machine));
+        seen.named(&Sources::of(state), name)
     }
 
     /// A text that may include templates.
     pub fn text(state: &State, context: &RenderContext<'_>, text: &str) -> Self {
+        // Most kernel arguments and options have nothing to render.
+        let sources = if text.contains('{') {
+            Sources::of(state)
+        } else {
+            Sources::default()
+        };
+        let seen = context.seen(state, state.params(context.machine));
+        seen.text(&sources, text)
+    }
+
+    /// Whether the machine has params that are secrets.
+    pub fn has_secrets(&self) -> bool {
+        !self.seen.secrets.is_empty()
+    }
+
+    /// The same, for eyes that may see secrets: without this, there are none for the template.
+    #[must_use]
+    pub fn with_secrets(self, keyring: Keyring) -> Self {
         Self {
-            // Most kernel arguments and options have nothing to render.
-            sources: if text.contains('{') {
-                Sources::of(state)
-            } else {
-                Sources::default()
-            },
-            context: context.to_value(state),
-            what: What::Text(text.to_owned()),
+            keyring: Some(keyring),
+            ..self
         }
     }
 
@@ -136,30 +174,75 @@ impl Job {
     ///
     /// # Errors
     /// As [`render`].
-    pub fn run(self) -> Result<String, Problem> {
+    pub fn run(mut self) -> Result<String, Problem> {
         match &self.what {
             What::Text(text) if !text.contains('{') => return Ok(text.clone()),
             What::Text(_) | What::Named(_) => {}
         }
-        let compiled = self.sources.compiled();
-        let context = tera::Context::from_serialize(&self.context)
-            .map_err(|error| Problem::from_tera(&error))?;
-        let mut output = Limited(Vec::new());
-        RANGE_LEFT.set(RANGE_MAX);
-        // The engine is given text that people wrote: a fault in it must cost this answer only.
-        let result = catch_unwind(AssertUnwindSafe(|| match &self.what {
-            What::Named(name) => compiled.render(name, &context, &mut output),
-            What::Text(text) => compiled.render_text(text, &context, &mut output),
-        }))
-        .unwrap_or_else(|_| Err(Problem::message("the template engine failed on it")));
-        match result {
-            Ok(()) => String::from_utf8(output.0)
-                .map_err(|_| Problem::message("the rendered text is not UTF-8")),
-            Err(_) if output.0.len() > OUTPUT_MAX => Err(Problem::message(format!(
-                "the rendered text is longer than {OUTPUT_MAX} octets"
-            ))),
-            Err(problem) => Err(problem),
+        let lacking = self.open_secrets();
+        let variables = &self.seen.variables;
+        let rendered = worker::render(&self.sources, variables, &self.what);
+        let rendered = rendered
+            .unwrap_or_else(|| render_here(&self.sources.compiled(), variables, &self.what));
+        rendered.map_err(|problem| {
+            let text = self.text_of(&problem);
+            problem.explained(text, &lacking)
+        })
+    }
+
+    /// Puts the secrets into the context, if they may be seen. Why, if there are some that are not
+    /// there: a template that does without them is rendered.
+    fn open_secrets(&mut self) -> BTreeMap<String, &'static str> {
+        let mut lacking = BTreeMap::new();
+        for secret in std::mem::take(&mut self.seen.secrets) {
+            let Some(keyring) = &self.keyring else {
+                lacking.insert(secret.name, "is secure, and this text is for everybody");
+                continue;
+            };
+            let opened = keyring.open_sealed(Purpose::Params, &secret.sealed, &secret.place);
+            let value = opened
+                .ok()
+                .and_then(|text| serde_json::from_slice(&text).ok());
+            let variables = Arc::make_mut(&mut self.seen.variables);
+            match (value, variables.get_mut(PARAMS)) {
+                (Some(value), Some(params)) => params[&secret.name] = value,
+                _ => {
+                    lacking.insert(secret.name, "is sealed, and does not open: write it anew");
+                }
+            }
         }
+        lacking
+    }
+
+    /// The text that a problem is in.
+    fn text_of(&self, problem: &Problem) -> Option<&str> {
+        match (&problem.template, &self.what) {
+            (Some(name), _) => self.sources.text(name),
+            (None, What::Text(text)) => Some(text),
+            (None, What::Named(_)) => None,
+        }
+    }
+}
+
+/// Renders in this process, for as long and with as much memory as that takes.
+fn render_here(compiled: &Compiled, context: &Value, what: &What) -> Result<String, Problem> {
+    let context =
+        tera::Context::from_serialize(context).map_err(|error| Problem::from_tera(&error))?;
+    let mut output = Limited(Vec::new());
+    RANGE_LEFT.set(RANGE_MAX);
+    // The engine is given text that people wrote: a fault in it must cost this answer only.
+    let result = catch_unwind(AssertUnwindSafe(|| match what {
+        What::Named(name) => compiled.render(name, &context, &mut output),
+        What::Text(text) => compiled.render_text(text, &context, &mut output),
+    }))
+    .unwrap_or_else(|_| Err(Problem::message("the template engine failed on it")));
+    match result {
+        Ok(()) => String::from_utf8(output.0)
+            .map_err(|_| Problem::message("the rendered text is not UTF-8")),
+        Err(_) if output.0.len() > OUTPUT_MAX => Err(Problem::message(format!(
+            "the rendered text is longer than {OUTPUT_MAX} octets"
+        ))),
+        Err(problem) => Err(problem),
     }
 }
 

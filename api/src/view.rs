@@ -3,7 +3,9 @@
 //! An object is read as it was written, with `kind`, `revision`, `created_at`, `updated_at`,
 //! `available` and `problems` added, and with secrets taken out.
 
-use muster_raft::Placement;
+use std::sync::Arc;
+
+use muster_raft::{Cluster, Placement};
 use muster_storage::event::{Change, Subject};
 use muster_storage::model::{
     Alert, Fact, Install, Lease, Lock, Member, NodeId, Object, ObjectKind, Record, Sha256, Trouble,
@@ -13,7 +15,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::template::Compiled;
+use crate::input::{Declared, Schemas};
+use crate::template::{Compiled, Sources};
 
 /// Members that the cluster adds; ignored when they are sent back.
 pub const ADDED: &[&str] = &[
@@ -24,10 +27,25 @@ pub const ADDED: &[&str] = &[
     "problems",
     "holders",
     "missing",
+    TRIAL,
 ];
 
-/// An object's own fields, secrets included, as its owner would write them.
-pub fn fields(object: &Object) -> Map<String, Value> {
+/// What came of trying out a write, in the answer to it.
+pub const TRIAL: &str = "trial";
+
+/// Adds what else is wrong with an object.
+pub fn add_problems(object: &mut Value, problems: Vec<String>) {
+    if problems.is_empty() {
+        return;
+    }
+    object["available"] = false.into();
+    if let Some(known) = object.get_mut("problems").and_then(Value::as_array_mut) {
+        known.extend(problems.into_iter().map(Value::from));
+    }
+}
+
+/// An object's own fields, as it is kept.
+fn fields(object: &Object) -> Map<String, Value> {
     fn map<T: Serialize>(value: &T) -> Map<String, Value> {
         match serde_json::to_value(value) {
             Ok(Value::Object(map)) => map,
@@ -50,9 +68,7 @@ pub fn fields(object: &Object) -> Map<String, Value> {
 
 /// An object's fields without its secrets.
 pub fn public_fields(state: &State, object: &Object) -> Map<String, Value> {
-    let public = object
-        .clone()
-        .without_secrets(|name| is_secure(state, name));
+    let public = object.clone().without_secrets(|name| state.is_secure(name));
     let mut map = fields(&public);
     match object {
         Object::User(_) => {
@@ -78,15 +94,32 @@ pub fn public_fields(state: &State, object: &Object) -> Map<String, Value> {
     map
 }
 
-/// Whether the values of a param are hidden.
-pub fn is_secure(state: &State, param: &str) -> bool {
-    state.param(param).is_some_and(|param| param.secure)
+/// What tells which objects work.
+pub struct Checks {
+    templates: Arc<Compiled>,
+    schemas: Arc<Schemas>,
 }
 
-/// An object with all that the cluster adds. `templates` are those of about the same state.
-pub fn object(state: &State, templates: &Compiled, record: &Record<Object>) -> Value {
+impl Checks {
+    /// Those of a state, as far as objects of this kind need them.
+    pub fn of(cluster: &Cluster, kind: ObjectKind) -> Self {
+        let (sources, declared) = cluster.read(|state| match kind {
+            ObjectKind::Template | ObjectKind::Bootenv => (Sources::of(state), Declared::default()),
+            ObjectKind::Machine => (Sources::of(state), Declared::of(state)),
+            ObjectKind::Profile => (Sources::default(), Declared::of(state)),
+            _ => Default::default(),
+        });
+        Self {
+            templates: sources.compiled(),
+            schemas: declared.schemas(),
+        }
+    }
+}
+
+/// An object with all that the cluster adds. `checks` are those of about the same state.
+pub fn object(state: &State, checks: &Checks, record: &Record<Object>) -> Value {
     let mut map = public_fields(state, &record.object);
-    let problems = problems(state, templates, &record.object);
+    let problems = problems(state, checks, &record.object);
     map.insert("kind".to_owned(), record.object.kind().singular().into());
     add_record(&mut map, record);
     map.insert("available".to_owned(), problems.is_empty().into());
@@ -191,8 +224,10 @@ fn add_record<T>(map: &mut Map<String, Value>, record: &Record<T>) {
 }
 
 /// Why an object cannot be used now.
-fn problems(state: &State, templates: &Compiled, object: &Object) -> Vec<String> {
+fn problems(state: &State, checks: &Checks, object: &Object) -> Vec<String> {
+    let templates = &checks.templates;
     let mut problems = state.problems(object);
+    problems.extend(checks.schemas.problems(object));
     let bootenv = match object {
         Object::Template(template) => {
             problems.extend(templates.problem(&template.name).map(ToString::to_string));

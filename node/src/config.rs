@@ -126,6 +126,15 @@ pub enum Command {
         machine: String,
         /// Name of the template.
         template: String,
+        /// Contents for the template, instead of those that the cluster has; - for standard input.
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Print what changes: by the contents of FILE, or from another machine to this one.
+        #[arg(long)]
+        diff: bool,
+        /// The other machine.
+        #[arg(long, value_name = "MACHINE", requires = "diff")]
+        from: Option<String>,
     },
     /// What machines boot.
     #[command(subcommand)]
@@ -176,6 +185,9 @@ pub enum Command {
     /// What changed.
     #[command(subcommand)]
     Events(EventVerb),
+    /// Render what comes on standard input.
+    #[command(hide = true)]
+    RenderWorker,
     /// Write the reference of flags, metrics and problems.
     #[command(hide = true)]
     Reference {
@@ -353,6 +365,10 @@ pub enum ClusterCommand {
         /// Name or id.
         node: Option<String>,
     },
+    /// Seal all secrets with a new key, and forget the older ones.
+    ///
+    /// Tokens of machines that are being installed end.
+    RotateKeys,
     /// Make a node ready to be stopped.
     Drain {
         /// Name or id.
@@ -419,6 +435,9 @@ pub struct FileArgument {
     /// YAML or JSON: a file, a directory of them, or `-` for standard input.
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     pub file: PathBuf,
+    /// Also when machines could not be given their texts any more.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Reads `500ms`, `10s`, `5m`, `24h`, `7d`, or seconds.

@@ -85,6 +85,8 @@ pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
         .map_err(Error::from)
         .and_then(|log| {
             open_more_files();
+            // Also when the file has been replaced since by a newer one.
+            muster_api::template::isolate(Path::new("/proc/self/exe"));
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(workers())
                 .enable_all()

@@ -336,6 +336,31 @@ impl Cluster {
         Keyring::of(&self.inner)
     }
 
+    /// Adds a key to the cluster's keyring: what is sealed from now on is sealed with it. Its number.
+    ///
+    /// # Errors
+    /// When it cannot be committed, or others add one as well.
+    pub async fn add_key(&self, actor: Actor) -> Result<u32, Error> {
+        let sealer = self.inner.sealer.as_ref();
+        let sealer = sealer.ok_or_else(|| Error::Refused("this node has no keyring".to_owned()))?;
+        let key = self.keyring()?.next_key(sealer)?;
+        let id = key.id;
+        let outcome = self
+            .propose(Proposal {
+                request: RequestId(Uuid::new_v4()),
+                actor,
+                if_match: None,
+                remember: None,
+                command: Command::AddKey(key),
+            })
+            .await?;
+        self.applied(outcome.revision).await;
+        match outcome.result {
+            Ok(_) => Ok(id),
+            Err(rejection) => Err(Error::Refused(rejection.to_string())),
+        }
+    }
+
     /// Certificate of the cluster's authority.
     pub fn ca_pem(&self) -> String {
         self.inner.ca_pem.clone()

@@ -1,6 +1,8 @@
 //! The keys of the cluster's secrets: random, replicated only sealed under the key that members
 //! hold, and never used themselves: each purpose has a key of its own, made by HKDF (RFC 5869).
 
+use std::fmt;
+
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use muster_storage::model::{Octets, Sealed, SealedKey};
@@ -30,6 +32,12 @@ pub enum Purpose {
 pub struct Keyring {
     cluster: Uuid,
     keys: Vec<(u32, [u8; 32])>,
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keyring({} keys of {})", self.keys.len(), self.cluster)
+    }
 }
 
 impl Keyring {
@@ -78,6 +86,25 @@ impl Keyring {
             })
         };
         self.keys.iter().map(seal).collect()
+    }
+
+    /// A new key for it, sealed for replication.
+    pub(crate) fn next_key(&self, sealer: &Sealer) -> Result<SealedKey, Error> {
+        let newest = self.keys.last().map_or(0, |(id, _)| *id);
+        let next = Self {
+            cluster: self.cluster,
+            keys: vec![(newest.saturating_add(1), rand::random())],
+        };
+        let key = next.sealed(sealer)?.pop();
+        key.ok_or_else(|| Error::Corrupt("a key is not there".into()))
+    }
+
+    /// Number of the key that seals.
+    ///
+    /// # Errors
+    /// When the cluster has no keys.
+    pub fn newest_key(&self) -> Result<u32, Error> {
+        Ok(self.newest()?.0)
     }
 
     /// Seals a secret for the one place where it stands, which has to be named again to open it.

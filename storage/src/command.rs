@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{
-    Alert, Attempt, Install, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets, Revision, SealedKey, Seen, Sha256, Timestamp, Token, Verdict,
+    Alert, Attempt, Install, JoinToken, Lease, Mac, Member, NodeId, Object, ObjectKind, Octets,
+    Revision, SealedKey, Seen, Sha256, Timestamp, Token, Verdict,
 };
 
 /// Names a proposal, so that a retry is recognised. Random, chosen by the proposer.
@@ -184,6 +185,13 @@ pub enum Command {
     RevokeTokens {
         /// Whose.
         user: String,
+    },
+    /// Seal with a new key from now on; its number is one more than that of the newest.
+    AddKey(SealedKey),
+    /// Forget the keys below a number: nothing is sealed with them any more.
+    DropKeys {
+        /// The first that stays.
+        below: u32,
     },
     /// A node saw something that people should look into: an event, and nothing else.
     Alert(Box<Alert>),

@@ -11,7 +11,10 @@ use std::path::Path;
 
 use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding, Traits};
 use muster_storage::model::{
-    Alert, Artifact, ArtifactSettings, Attempt, Bootenv, Class, Condition, InstallPhase, JoinToken, Loader, Loaders, LocalBoot, Machine, Member, Object, ObjectKind, Octets, Param, Platform, Profile, RenderedFile, Reservation, SealedKey, Seen, Settings, Sha256, Status, Step, Subnet, Template, TextOctets, Token, Trouble, Verdict,
+    Alert, Artifact, ArtifactSettings, Attempt, Bootenv, Class, Condition, InstallPhase, JoinToken,
+    Loader, Loaders, LocalBoot, Machine, Member, Object, ObjectKind, Octets, Param, Platform,
+    Profile, RenderedFile, Reservation, Sealed, SealedKey, Seen, Settings, Sha256, Status, Step,
+    Subnet, Template, TextOctets, Token, Trouble, Verdict,
 };
 use muster_storage::{
     Actor, Command, Entry, Mac, NodeId, Proposal, Remember, RequestId, Revision, State, Timestamp,
@@ -113,6 +116,13 @@ fn sealed_key(id: u32) -> SealedKey {
     }
 }
 
+fn sealed() -> Sealed {
+    Sealed {
+        key: 1,
+        octets: Octets(vec![1, 2, 3]),
+    }
+}
+
 fn put(object: Object) -> Command {
     Command::Put {
         object,
@@ -133,13 +143,22 @@ fn objects() -> Vec<Object> {
             name: "color".into(),
             schema: Some(json!({"type": "string"})),
             default: Some(json!("green")),
+            default_sealed: None,
             secure: false,
+        }),
+        Object::Param(Param {
+            name: "password".into(),
+            schema: None,
+            default: None,
+            default_sealed: Some(sealed()),
+            secure: true,
         }),
         Object::Profile(Profile {
             name: "default".into(),
             params: BTreeMap::from([("color".into(), json!("red"))]),
             loaders: loaders(&[(Platform::Bios, "pxelinux.0")]),
             local_boot: Some(LocalBoot::Refuse),
+            sealed: BTreeMap::from([("password".into(), sealed())]),
         }),
         Object::Template(Template {
             name: "hello.cfg".into(),
@@ -168,6 +187,7 @@ fn objects() -> Vec<Object> {
             bootenv: "lab".into(),
             profiles: vec!["default".into()],
             params: BTreeMap::from([("rack".into(), json!({"row": 3, "unit": [1, 2]}))]),
+            sealed: BTreeMap::new(),
             options: BTreeMap::from([("12".into(), "m1.lab".into())]),
             loaders: loaders(&[(Platform::UefiX64, "boot/grubx64.efi")]),
             local_boot: Some(LocalBoot::Sanboot),
@@ -490,6 +510,8 @@ fn samples() -> Vec<(&'static str, Command)> {
             })),
         ),
         ("expire", Command::Expire),
+        ("add_key", Command::AddKey(sealed_key(2))),
+        ("drop_keys", Command::DropKeys { below: 1 }),
         (
             "refound",
             Command::Refound(Box::new(Refounding {
@@ -526,6 +548,8 @@ fn name_of(command: &Command) -> &'static str {
         Command::RevokeJoinTokens => "revoke_join_tokens",
         Command::AddToken(_) => "add_token",
         Command::RevokeTokens { .. } => "revoke_tokens",
+        Command::AddKey(_) => "add_key",
+        Command::DropKeys { .. } => "drop_keys",
         Command::Alert(_) => "alert",
         Command::Report { .. } => "report",
         Command::OrderInstall { .. } => "order_install",
@@ -538,7 +562,7 @@ fn name_of(command: &Command) -> &'static str {
     }
 }
 
-const COMMANDS: usize = 30;
+const COMMANDS: usize = 32;
 
 fn entries() -> Vec<(&'static str, Entry)> {
     samples()

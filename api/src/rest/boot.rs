@@ -5,22 +5,26 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use muster_storage::model::{ClientKey, Mac};
-use muster_storage::state::{BootClient, BootTarget};
+use muster_storage::model::{ClientKey, HIDDEN, Mac, Object, ObjectKind, Template};
+use muster_storage::state::{BootClient, BootTarget, Kept};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::extract::{Key, Params};
+use super::extract::{Json, Key, Params};
+use crate::input::{self, Declared};
 use crate::problem::Problem;
+use crate::template::trial::Overlay;
 use crate::template::{self, Job, NodeView, RenderContext};
-use crate::{Shared, machine_token, view};
+use crate::{App, Shared, machine_token, view};
 
 pub fn router() -> Router<Shared> {
     Router::new().route("/explain", get(explain))
 }
 
 pub fn machine_router() -> Router<Shared> {
-    Router::new().route("/{key}/render", get(render))
+    Router::new()
+        .route("/{key}/render", get(render).post(render_draft))
+        .route("/{key}/params", get(params))
 }
 
 #[derive(Deserialize)]
@@ -50,8 +54,77 @@ async fn render(
         };
         Ok(Job::named(state, &context, &template))
     })?;
+    rendered(&app, job).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    contents: String,
+}
+
+/// The text that a machine would get if the template had other contents.
+async fn render_draft(
+    State(app): State<Shared>,
+    Key(key): Key,
+    Params(Which { template }): Params<Which>,
+    Json(body): Json,
+) -> Result<Response, Problem> {
+    let Contents { contents } = input::parse(body)?;
+    let (node, nodes) = template::nodes(&app.cluster);
+    let name = template.clone();
+    let draft = [Object::Template(Template { name, contents })];
+    let check = app.cluster.read(|state| input::check(state, &draft));
+    check(&draft)?;
+    let job = app.cluster.read(|state| {
+        let machine = state
+            .machine(&key)
+            .ok_or_else(|| Problem::not_found("machine", &key))?;
+        let overlay = Overlay::new(state, &draft, &[]);
+        Ok::<_, Problem>(overlay.template(machine, node, nodes, &template))
+    })?;
+    rendered(&app, job).await
+}
+
+/// As the machine gets it, with its secrets.
+async fn rendered(app: &App, job: Job) -> Result<Response, Problem> {
+    let job = match job.has_secrets() {
+        true => job.with_secrets(app.cluster.keyring()?),
+        false => job,
+    };
     let text = run(job).await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+}
+
+/// The params of a machine, each with who says so.
+async fn params(State(app): State<Shared>, Key(key): Key) -> Result<axum::Json<Value>, Problem> {
+    let schemas = app.cluster.read(Declared::of).schemas();
+    app.cluster.read(|state| {
+        let machine = state
+            .machine(&key)
+            .ok_or_else(|| Problem::not_found("machine", &key))?;
+        let items: Vec<Value> = state
+            .params(Some(machine))
+            .into_iter()
+            .map(|(name, found)| {
+                let from = match found.from.kind {
+                    ObjectKind::Param => "default".to_owned(),
+                    _ => found.from.to_string(),
+                };
+                let (value, problem) = match found.value {
+                    Kept::Plain(_) if state.is_secure(name) => (HIDDEN.into(), None),
+                    Kept::Plain(value) => (value.clone(), schemas.check(name, value).err()),
+                    Kept::Sealed(_) => (HIDDEN.into(), None),
+                };
+                let problem = problem.map(|(place, message)| format!("{place} {message}"));
+                json!({"name": name, "value": value, "from": from, "problem": problem})
+            })
+            .collect();
+        let revision = state.revision().0;
+        Ok(axum::Json(
+            json!({"items": items, "next": null, "revision": revision}),
+        ))
+    })
 }
 
 async fn run(job: Job) -> Result<String, Problem> {

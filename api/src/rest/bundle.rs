@@ -9,17 +9,19 @@ use muster_storage::{Command, Effect};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::extract::{Json, On};
-use super::objects::{ATTEMPTS, busy};
+use super::extract::{Json, On, Params};
+use super::objects::{ATTEMPTS, busy, settle_together};
+use super::trial::{self, Force};
 use super::write::{Caller, write};
-use crate::input::{self, Draft};
+use crate::input::Draft;
 use crate::problem::Problem;
-use crate::{App, Shared};
+use crate::{App, Shared, view};
 
 /// Writes an array of objects, each with its `kind`, in any order.
 pub async fn apply(
     State(app): State<Shared>,
     On(caller): On,
+    Params(force): Params<Force>,
     Json(body): Json,
 ) -> Result<axum::Json<Value>, Problem> {
     let Value::Array(items) = body else {
@@ -43,7 +45,7 @@ pub async fn apply(
         drafts.push(draft.with_password_hashed().await.map_err(place)?);
     }
     for _ in 0..ATTEMPTS {
-        match apply_now(&app, caller.clone(), drafts.clone()).await {
+        match apply_now(&app, caller.clone(), drafts.clone(), force).await {
             // A secret that was to be put back has changed since it was read.
             Err(problem) if problem.code == "stale" => {}
             result => return result,
@@ -56,6 +58,7 @@ async fn apply_now(
     app: &App,
     caller: Caller,
     mut drafts: Vec<Draft>,
+    force: Force,
 ) -> Result<axum::Json<Value>, Problem> {
     let guards = app.cluster.read(|state| {
         let uuids = name_machines(state, &mut drafts);
@@ -86,8 +89,8 @@ async fn apply_now(
         );
         objects.push(draft.parse().map_err(|problem| problem.inside(&place))?);
     }
-    let check = app.cluster.read(|state| input::check(state, &objects));
-    check(&objects)?;
+    let before = settle_together(app, &mut objects, force)?;
+    let report = trial::before_write(app, &objects, &[], force).await?;
 
     let order = |object: &Object| {
         ObjectKind::ALL
@@ -100,14 +103,21 @@ async fn apply_now(
         object,
         mode: PutMode::Apply,
     });
-    let commands = guards.into_iter().chain(puts).collect();
+    let sealed_before = before
+        .iter()
+        .filter(|command| matches!(command, Command::Put { .. }))
+        .count();
+    let commands = guards.into_iter().chain(before).chain(puts).collect();
     let outcome = write(app, caller, None, Command::Many(commands)).await?;
     let effects = match outcome.result {
         Ok(Effect::Many(effects)) => effects,
         _ => Vec::new(),
     };
     // What only guards says nothing.
-    let effects = effects.into_iter().filter(|effect| *effect != Effect::Done);
+    let effects = effects
+        .into_iter()
+        .filter(|effect| *effect != Effect::Done)
+        .skip(sealed_before);
     let items: Vec<Value> = keys
         .into_iter()
         .zip(effects)
@@ -116,9 +126,11 @@ async fn apply_now(
             json!({"kind": kind.singular(), "key": key, "created": created})
         })
         .collect();
-    Ok(axum::Json(
-        json!({"items": items, "revision": outcome.revision.0}),
-    ))
+    let mut answer = json!({"items": items, "revision": outcome.revision.0});
+    if let Some(report) = report {
+        answer[view::TRIAL] = report.to_value();
+    }
+    Ok(axum::Json(answer))
 }
 
 /// Gives new machines a UUID where a reservation of the same bundle names them.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::extract::{Json, On};
 use super::write::write;
-use super::{DONE, backup, nodes};
+use super::{DONE, backup, keyring, nodes};
 use crate::problem::Problem;
 use crate::{Shared, input, view};
 
@@ -31,6 +31,7 @@ pub fn router() -> Router<Shared> {
         .route("/drain", post(drain))
         .route("/replace", post(replace))
         .route("/renew-certificates", post(renew_certificates))
+        .route("/rotate-keys", post(keyring::rotate))
         .route("/backup", get(backup::get))
 }
 

@@ -8,17 +8,18 @@ use axum::{Extension, Router};
 use muster_raft::Placement;
 use muster_storage::command::PutMode;
 use muster_storage::model::{Object, ObjectKind, Record};
-use muster_storage::{Command, Revision};
+use muster_storage::{Command, Effect, Revision};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 use super::DONE;
 use super::extract::{Conditions, Json, Key, On, Params, created, etag, text};
+use super::trial::{self, Force, Report};
 use super::write::{Caller, write};
 use crate::input::{self, Draft};
 use crate::problem::Problem;
-use crate::template::{Compiled, Sources};
+use crate::view::Checks;
 use crate::{App, Shared, view};
 
 /// Objects on a page when the client does not say.
@@ -79,24 +80,13 @@ pub fn whole_page(items: Vec<(String, Value)>, next: Option<String>, revision: R
     json!({"items": items, "next": next, "revision": revision.0})
 }
 
-/// Compiled templates, for telling which objects work.
-fn templates(app: &App, kind: ObjectKind) -> Arc<Compiled> {
-    let sources = match kind {
-        ObjectKind::Template | ObjectKind::Bootenv | ObjectKind::Machine => {
-            app.cluster.read(Sources::of)
-        }
-        _ => Sources::default(),
-    };
-    sources.compiled()
-}
-
 /// Answers GET of the list.
 pub async fn list(
     State(app): State<Shared>,
     Extension(kind): Extension<ObjectKind>,
     Params(asked): Params<Page>,
 ) -> axum::Json<Value> {
-    let templates = templates(&app, kind);
+    let checks = Checks::of(&app.cluster, kind);
     let placement = placement(&app, kind);
     let limit = asked.limit();
     axum::Json(app.cluster.read(|state| {
@@ -104,7 +94,7 @@ pub async fn list(
             .objects_after(kind, asked.after())
             .take(limit + 1)
             .map(|record| {
-                let view = view::object(state, &templates, record);
+                let view = view::object(state, &checks, record);
                 let view = view::placed(view, &record.object, &placement);
                 (record.object.key(), view)
             })
@@ -135,20 +125,31 @@ fn placement(app: &App, kind: ObjectKind) -> Placement {
 }
 
 /// The object as an answer.
-pub fn show(
+pub async fn show(
     app: &App,
     kind: ObjectKind,
     key: &str,
     status: StatusCode,
+    report: Option<Report>,
 ) -> Result<Response, Problem> {
-    let templates = templates(app, kind);
+    let checks = Checks::of(&app.cluster, kind);
     let placement = placement(app, kind);
-    let (body, revision) = app.cluster.read(|state| {
+    let (mut body, revision, name) = app.cluster.read(|state| {
         let record = find(state, kind, key)?;
-        let view = view::object(state, &templates, record);
-        let view = view::placed(view, &record.object, &placement);
-        Ok::<_, Problem>((view, record.revision))
+        let body = view::object(state, &checks, record);
+        let body = view::placed(body, &record.object, &placement);
+        Ok::<_, Problem>((body, record.revision, record.object.key()))
     })?;
+    if kind == ObjectKind::Machine {
+        let problems = match &report {
+            Some(report) => report.problems_of(&name),
+            None => trial::problems_of(app, &name).await,
+        };
+        view::add_problems(&mut body, problems);
+    }
+    if let Some(report) = report {
+        body[view::TRIAL] = report.to_value();
+    }
     let headers = [(header::ETAG, etag(revision))];
     Ok((status, headers, axum::Json(body)).into_response())
 }
@@ -168,20 +169,22 @@ pub async fn get_one(
             return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag(revision))]).into_response());
         }
     }
-    show(&app, kind, &key, StatusCode::OK)
+    show(&app, kind, &key, StatusCode::OK, None).await
 }
 
 async fn create(
     State(app): State<Shared>,
     On(caller): On,
     Extension(kind): Extension<ObjectKind>,
+    Params(force): Params<Force>,
     Json(body): Json,
 ) -> Result<Response, Problem> {
     let draft = Draft::new(Some(kind), body)?;
-    let (object, _) = settle(&app, draft.with_password_hashed().await?)?;
-    let key = object.key();
-    put_object(&app, caller, None, object, PutMode::Create).await?;
-    show(&app, kind, &key, StatusCode::CREATED)
+    let settled = settle(&app, draft.with_password_hashed().await?, force)?;
+    let key = settled.object.key();
+    let report = trial::before_write(&app, settled.objects(), &[], force).await?;
+    put_object(&app, caller, None, settled, PutMode::Create).await?;
+    show(&app, kind, &key, StatusCode::CREATED, report).await
 }
 
 async fn put(
@@ -189,6 +192,7 @@ async fn put(
     On(caller): On,
     Extension(kind): Extension<ObjectKind>,
     Key(key): Key,
+    Params(force): Params<Force>,
     conditions: Conditions,
     Json(body): Json,
 ) -> Result<Response, Problem> {
@@ -197,32 +201,30 @@ async fn put(
     let draft = Draft::new(Some(kind), body)?.with_password_hashed().await?;
     let draft = draft.with_key(&key)?;
     // A secret that was put back is that of this revision and of no other.
-    let prepare = || settle(&app, draft.clone());
-    let new = put_over(
-        &app,
-        caller,
-        conditions.revision,
-        conditions.mode(),
-        prepare,
-    )
-    .await?;
-    show(&app, kind, &key, created(new))
+    let prepare = || settle(&app, draft.clone(), force);
+    let (meant, mode) = (conditions.revision, conditions.mode());
+    let (new, report) = put_over(&app, caller, meant, mode, force, prepare).await?;
+    show(&app, kind, &key, created(new), report).await
 }
 
 /// Writes what `prepare` makes of what there is, with the revision on which that rests; anew while
-/// others change it meanwhile, unless the client said which revision it means. Whether it is new.
+/// others change it meanwhile, unless the client said which revision it means. Whether it is new,
+/// and what it does to machines.
 async fn put_over(
     app: &App,
     caller: Caller,
     meant: Option<Revision>,
     mode: PutMode,
-    prepare: impl Fn() -> Result<(Object, Option<Revision>), Problem>,
-) -> Result<bool, Problem> {
+    force: Force,
+    prepare: impl Fn() -> Result<Settled, Problem>,
+) -> Result<(bool, Option<Report>), Problem> {
     for _ in 0..ATTEMPTS {
-        let (object, read) = prepare()?;
-        match put_object(app, caller.clone(), meant.or(read), object, mode).await {
+        let settled = prepare()?;
+        let read = settled.read;
+        let report = trial::before_write(app, settled.objects(), &[], force).await?;
+        match put_object(app, caller.clone(), meant.or(read), settled, mode).await {
             Err(problem) if problem.code == "stale" && meant.is_none() => {}
-            result => return result,
+            result => return Ok((result?, report)),
         }
     }
     Err(busy())
@@ -241,6 +243,7 @@ async fn patch(
     On(caller): On,
     Extension(kind): Extension<ObjectKind>,
     Key(key): Key,
+    Params(force): Params<Force>,
     conditions: Conditions,
     Json(body): Json,
 ) -> Result<Response, Problem> {
@@ -250,18 +253,23 @@ async fn patch(
     let prepare = || {
         let (mut fields, revision) = app.cluster.read(|state| {
             let record = find(state, kind, &key)?;
-            Ok::<_, Problem>((Value::Object(view::fields(&record.object)), record.revision))
+            let fields = view::public_fields(state, &record.object);
+            Ok::<_, Problem>((Value::Object(fields), record.revision))
         })?;
         input::merge(&mut fields, changes.clone());
         let Value::Object(fields) = fields else {
             return Err(Problem::new("invalid", "a patch is an object"));
         };
-        let draft = Draft { kind, fields }.with_key(&key)?;
-        let (object, _) = settle(&app, draft)?;
-        Ok((object, Some(revision)))
+        let draft = Draft::of_fields(kind, fields)?.with_key(&key)?;
+        let settled = settle(&app, draft, force)?;
+        Ok(Settled {
+            read: Some(revision),
+            ..settled
+        })
     };
-    put_over(&app, caller, conditions.revision, PutMode::Replace, prepare).await?;
-    show(&app, kind, &key, StatusCode::OK)
+    let (meant, mode) = (conditions.revision, PutMode::Replace);
+    let (_, report) = put_over(&app, caller, meant, mode, force, prepare).await?;
+    show(&app, kind, &key, StatusCode::OK, report).await
 }
 
 /// Answers DELETE of one object.
@@ -270,9 +278,14 @@ pub async fn delete(
     On(caller): On,
     Extension(kind): Extension<ObjectKind>,
     Key(key): Key,
+    Params(force): Params<Force>,
     conditions: Conditions,
 ) -> Result<StatusCode, Problem> {
     let key = name(&app, kind, &key);
+    if kind != ObjectKind::Template {
+        let deleted = [(kind, key.clone())];
+        trial::before_write(&app, &[], &deleted, force).await?;
+    }
     write(
         &app,
         caller,
@@ -294,19 +307,60 @@ fn name(app: &App, kind: ObjectKind, key: &str) -> String {
     name.unwrap_or_else(|| key.to_owned())
 }
 
-/// The object that was sent, checked as far as that can be done before it is applied; with the
-/// revision from which secrets were put back.
-fn settle(app: &App, mut draft: Draft) -> Result<(Object, Option<Revision>), Problem> {
-    let kept = app.cluster.read(|state| {
-        let kept = draft.keep_secrets(state);
+/// An object that was sent, ready to be proposed.
+struct Settled {
+    object: Object,
+    /// On which revision of it that rests.
+    read: Option<Revision>,
+    /// What is to be written before it.
+    before: Vec<Command>,
+}
+
+impl Settled {
+    fn objects(&self) -> &[Object] {
+        std::slice::from_ref(&self.object)
+    }
+}
+
+/// The object that was sent, checked as far as that can be done before it is applied, and sealed;
+/// it rests on the revision from which secrets were put back.
+fn settle(app: &App, mut draft: Draft, force: Force) -> Result<Settled, Problem> {
+    let read = app.cluster.read(|state| {
+        let read = draft.keep_secrets(state);
         draft.settle_machine(|key| state.machine(key).map(|machine| machine.uuid))?;
-        Ok::<_, Problem>(kept)
+        Ok::<_, Problem>(read)
     })?;
-    let object = draft.parse()?;
-    let objects = std::slice::from_ref(&object);
-    let check = app.cluster.read(|state| input::check(state, objects));
+    let mut object = draft.parse()?;
+    let objects = std::slice::from_mut(&mut object);
+    let before = settle_together(app, objects, force)?;
+    Ok(Settled {
+        object,
+        read,
+        before,
+    })
+}
+
+/// Checks objects that are to be written together as far as that can be done before they are
+/// applied, and seals their secrets; returns what is to be written before them.
+pub fn settle_together(
+    app: &App,
+    objects: &mut [Object],
+    Force { force }: Force,
+) -> Result<Vec<Command>, Problem> {
+    let (check, affected, sealing) = app.cluster.read(|state| {
+        let sealing = input::sealing(state, objects);
+        let affected = input::affected(state, objects);
+        (input::check(state, objects), affected, sealing)
+    });
     check(objects)?;
-    Ok((object, kept))
+    if !force {
+        affected.check(app.cluster.keyring().ok().as_ref())?;
+    }
+    let sealing = sealing?;
+    if !sealing.is_needed() {
+        return Ok(Vec::new());
+    }
+    sealing.seal(&app.cluster.keyring()?, objects)
 }
 
 /// Writes one object; whether it is new.
@@ -314,12 +368,26 @@ async fn put_object(
     app: &App,
     caller: Caller,
     if_match: Option<Revision>,
-    object: Object,
+    settled: Settled,
     mode: PutMode,
 ) -> Result<bool, Problem> {
-    let outcome = write(app, caller, if_match, Command::Put { object, mode }).await?;
-    Ok(matches!(
-        outcome.result,
-        Ok(muster_storage::Effect::Stored { created: true, .. })
-    ))
+    let Settled { object, before, .. } = settled;
+    let outcome = if before.is_empty() {
+        write(app, caller, if_match, Command::Put { object, mode }).await?
+    } else {
+        let expect = if_match.map(|revision| Command::Expect {
+            kind: object.kind(),
+            key: object.key(),
+            revision,
+        });
+        let put = Command::Put { object, mode };
+        let all = expect.into_iter().chain(before).chain([put]).collect();
+        write(app, caller, None, Command::Many(all)).await?
+    };
+    let created = |effect: &Effect| matches!(effect, Effect::Stored { created: true, .. });
+    Ok(match &outcome.result {
+        Ok(Effect::Many(effects)) => effects.last().is_some_and(created),
+        Ok(effect) => created(effect),
+        Err(_) => false,
+    })
 }

@@ -34,6 +34,11 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "Give a node a new key and certificate: {node}, or all one after the other",
     ),
     (
+        "post",
+        "/cluster/rotate-keys",
+        "Seal all secrets with a new key, and forget the older ones",
+    ),
+    (
         "get",
         "/cluster/backup",
         "A backup, with the bytes of artifacts by ?artifacts=true; Muster-Passphrase seals its keys",
@@ -94,6 +99,16 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "get",
         "/machines/{key}/timeline",
         "What nodes saw of how a machine boots, the last facts",
+    ),
+    (
+        "post",
+        "/machines/{key}/render",
+        "The text of ?template= for a machine, if it had these contents: {contents}",
+    ),
+    (
+        "get",
+        "/machines/{key}/params",
+        "The params of a machine, each with its value and who says so",
     ),
     (
         "post",
@@ -171,6 +186,12 @@ const OPTIONS: &[(&str, &str, When, &str)] = &[
         "query",
         When::Reading,
         "Waits until this node has it, as an earlier answer told in Muster-Revision",
+    ),
+    (
+        "force",
+        "query",
+        When::Writing,
+        "`true`: writes also what takes texts from machines, or does not fit values that are there",
     ),
     (
         "If-Match",

@@ -1,19 +1,22 @@
 //! Compiling a set of templates in which some may be bad.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write as _};
 use std::io::Write;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use muster_storage::State;
 use muster_storage::model::{Object, ObjectKind, Record};
+use muster_storage::{Revision, State, Timestamp};
+use serde::{Deserialize, Serialize};
 use tera::{Context, ErrorKind, Tera};
 
-use super::{SharedSet, engine, limits};
+use super::context::PARAMS;
+use super::{SharedSet, engine, limits, trial};
 
 /// What is wrong with a template, and where.
-#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub struct Problem {
     /// The template, when it has a name.
     pub template: Option<String>,
@@ -23,6 +26,10 @@ pub struct Problem {
     pub column: Option<usize>,
     /// What is wrong.
     pub message: String,
+    /// The param that has no value.
+    pub param: Option<String>,
+    /// Octets of the text that are meant.
+    pub(super) range: Option<Box<Range<usize>>>,
 }
 
 impl fmt::Display for Problem {
@@ -64,6 +71,7 @@ impl Problem {
             ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => Self {
                 line: Some(report.span().start_line),
                 column: Some(report.span().start_col + 1),
+                range: Some(Box::new(report.span().range.clone())),
                 ..Self::about(report.filename(), report.message())
             },
             ErrorKind::Msg(text) => Self::from_report(text),
@@ -74,6 +82,35 @@ impl Problem {
             }
             other => Self::message(other.to_string()),
         }
+    }
+
+    /// With the expression that is meant, out of the text that it stands in; and if that is a param
+    /// without a value, why it has none, as far as `lacking` tells.
+    pub(super) fn explained(
+        mut self,
+        text: Option<&str>,
+        lacking: &BTreeMap<String, &'static str>,
+    ) -> Self {
+        let range = self.range.take();
+        let Some(expression) = text
+            .zip(range)
+            .and_then(|(text, range)| path_at(text, &range))
+        else {
+            return self;
+        };
+        if expression.is_empty() || expression.len() > EXPRESSION_MAX {
+            return self;
+        }
+        self.message = format!("`{expression}`: {}", self.message);
+        if self.message.contains("defined")
+            && let Some(name) = param_in(expression)
+        {
+            if let Some(why) = lacking.get(name) {
+                let _ = write!(self.message, "; param `{name}` {why}");
+            }
+            self.param = Some(name.to_owned());
+        }
+        self
     }
 
     /// The first of the reports `error: MESSAGE\n --> FILE:LINE:COLUMN\n …` that the engine writes
@@ -95,6 +132,31 @@ impl Problem {
     }
 }
 
+/// Longest expression that is quoted, in octets.
+const EXPRESSION_MAX: usize = 200;
+
+/// The expression that is meant, with the path to what is the last part of one.
+fn path_at<'a>(text: &'a str, range: &Range<usize>) -> Option<&'a str> {
+    let before = text.get(..range.start)?;
+    let path = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+    let start = before.trim_end_matches(path).len();
+    Some(text.get(start..range.end)?.trim())
+}
+
+/// The name of the param in `params.NAME…` or `params["NAME"]…`.
+fn param_in(expression: &str) -> Option<&str> {
+    let rest = expression.strip_prefix(PARAMS)?;
+    let (rest, end): (_, fn(char) -> bool) = match rest.strip_prefix('.') {
+        Some(rest) => (rest, |c| !(c.is_alphanumeric() || c == '_')),
+        None => {
+            let rest = rest.strip_prefix('[')?.trim_start();
+            (rest.strip_prefix(['"', '\''])?, |c| c == '"' || c == '\'')
+        }
+    };
+    let name = rest.split(end).next()?;
+    Some(name).filter(|name| !name.is_empty())
+}
+
 /// The templates of a state at one moment; cheap to take.
 #[derive(Clone, Debug, Default)]
 pub struct Sources(Vec<Arc<Record<Object>>>);
@@ -108,6 +170,47 @@ impl Sources {
                 .cloned()
                 .collect(),
         )
+    }
+
+    /// These templates with some written, or taken away where there is no object.
+    pub(super) fn with<'a>(
+        self,
+        changed: impl Iterator<Item = (&'a str, Option<&'a Object>)>,
+    ) -> Self {
+        let changed: BTreeMap<_, _> = changed.collect();
+        if changed.is_empty() {
+            return self;
+        }
+        let stays = |record: &Arc<Record<Object>>| match &record.object {
+            Object::Template(template) => !changed.contains_key(template.name.as_str()),
+            _ => false,
+        };
+        let mut records = self.0;
+        records.retain(stays);
+        records.extend(changed.values().flatten().map(|object| {
+            Arc::new(Record {
+                revision: Revision::default(),
+                created_at: Timestamp::default(),
+                updated_at: Timestamp::default(),
+                object: (*object).clone(),
+            })
+        }));
+        Self(records)
+    }
+
+    /// The templates of these names, and those that may include or extend one of them.
+    pub(super) fn mentioning(&self, names: &BTreeSet<&str>) -> BTreeSet<String> {
+        let mut found: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut new: Vec<String> = found.iter().cloned().collect();
+        while let Some(name) = new.pop() {
+            for (by, text) in self.texts() {
+                if !found.contains(by) && trial::mentions(text, &name) {
+                    found.insert(by.to_owned());
+                    new.push(by.to_owned());
+                }
+            }
+        }
+        found
     }
 
     /// These templates, compiled. The last set is kept, as templates change rarely.
@@ -135,11 +238,18 @@ impl Sources {
         Compiled::new(texts)
     }
 
-    fn same(&self, other: &Self) -> bool {
+    pub(super) fn same(&self, other: &Self) -> bool {
         self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(a, b)| Arc::ptr_eq(a, b))
     }
 
-    fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// A template's text by name.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.texts()
+            .find(|(known, _)| *known == name)
+            .map(|(_, text)| text)
+    }
+
+    pub(super) fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().filter_map(|record| match &record.object {
             Object::Template(template) => {
                 Some((template.name.as_str(), template.contents.as_str()))
@@ -150,7 +260,7 @@ impl Sources {
 }
 
 /// A set of templates of which some may be bad.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Compiled {
     tera: Tera,
     bad: BTreeMap<String, Problem>,
@@ -158,7 +268,7 @@ pub struct Compiled {
 
 impl Compiled {
     /// Compiles what compiles; a template that is bad, or includes a bad one, is set aside.
-    fn new<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+    pub(super) fn new<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut good: BTreeMap<&str, &str> = texts.into_iter().collect();
         let mut bad = BTreeMap::new();
         good.retain(|name, text| match limits::check(text) {

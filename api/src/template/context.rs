@@ -1,10 +1,13 @@
 //! What a template sees.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use muster_raft::Cluster;
 use muster_storage::State;
-use muster_storage::model::{ClientKey, LeaseState, Machine, Member};
+use muster_storage::model::{ClientKey, LeaseState, Machine, Member, Sealed};
+use muster_storage::state::{Kept, ParamValue};
 use serde_json::{Map, Value, json};
 
 /// A node as a template and a machine see it.
@@ -43,6 +46,42 @@ impl NodeView {
     }
 }
 
+/// The variable that holds the params.
+pub(super) const PARAMS: &str = "params";
+
+/// What a template sees: the variables `machine`, `node`, `nodes`, `params`; and those params that
+/// are secrets, which are in none of them yet.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub variables: Arc<Value>,
+    pub secrets: Vec<Secret>,
+}
+
+impl Seen {
+    /// With an address for a machine that has none now: it has one when it boots.
+    pub fn with_address(mut self) -> Self {
+        let machine = Arc::make_mut(&mut self.variables).get_mut("machine");
+        if let Some(machine) = machine.and_then(Value::as_object_mut) {
+            machine
+                .entry("address")
+                .or_insert_with(|| ANY_ADDRESS.into());
+        }
+        self
+    }
+}
+
+/// Of documentation (RFC 5737): nobody has it.
+const ANY_ADDRESS: &str = "192.0.2.1";
+
+/// A param that is a secret.
+#[derive(Clone, Debug)]
+pub(super) struct Secret {
+    pub name: String,
+    /// For which it is sealed.
+    pub place: String,
+    pub sealed: Sealed,
+}
+
 /// This node, and all live nodes with this one first.
 pub fn nodes(cluster: &Cluster) -> (NodeView, Vec<NodeView>) {
     let mut peers = cluster.peers();
@@ -79,8 +118,8 @@ pub struct RenderContext<'a> {
 }
 
 impl RenderContext<'_> {
-    /// The variables of a template: `machine`, `node`, `nodes`, `params`.
-    pub(super) fn to_value(&self, state: &State) -> Value {
+    /// What a template sees.
+    pub(super) fn seen(&self, state: &State, values: BTreeMap<&str, ParamValue<'_>>) -> Seen {
         let mut variables = Map::new();
         if let Some(machine) = self.machine {
             variables.insert("machine".to_owned(), self.machine_value(state, machine));
@@ -88,9 +127,25 @@ impl RenderContext<'_> {
         variables.insert("node".to_owned(), self.node.to_value());
         let nodes = self.nodes.iter().map(NodeView::to_value).collect();
         variables.insert("nodes".to_owned(), Value::Array(nodes));
-        let params = state.params(self.machine).into_iter().collect();
-        variables.insert("params".to_owned(), Value::Object(params));
-        Value::Object(variables)
+        let mut params = Map::new();
+        let mut secrets = Vec::new();
+        for (name, found) in values {
+            match found.value {
+                Kept::Plain(value) => {
+                    params.insert(name.to_owned(), value.clone());
+                }
+                Kept::Sealed(sealed) => secrets.push(Secret {
+                    name: name.to_owned(),
+                    place: found.from.place(name),
+                    sealed: sealed.clone(),
+                }),
+            }
+        }
+        variables.insert(PARAMS.to_owned(), Value::Object(params));
+        Seen {
+            variables: Arc::new(Value::Object(variables)),
+            secrets,
+        }
     }
 
     fn machine_value(&self, state: &State, machine: &Machine) -> Value {

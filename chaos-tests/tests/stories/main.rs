@@ -32,6 +32,7 @@ mod race;
 mod replace;
 mod restart;
 mod router;
+mod secrets;
 mod unknown;
 mod why;
 

@@ -36,6 +36,11 @@ const IDLE: Duration = Duration::from_secs(75);
 
 /// What UEFI firmware calls itself.
 const UEFI_HTTP_BOOT: &[u8] = b"UefiHttpBoot/";
+/// Of the state that a file was rendered from.
+const REVISION: HeaderName = HeaderName::from_static("muster-revision");
+
+/// Which objects went into a file, each with its revision.
+const MADE_OF: HeaderName = HeaderName::from_static("muster-made-of");
 
 /// Octets that wait in a connection's socket, beside those on their way: so that connections take
 /// turns in small steps, however fast their machines are, and none has megabytes waiting here.
@@ -202,6 +207,10 @@ async fn content_response(
     set(headers, header::ACCEPT_RANGES, "bytes");
     set(headers, header::ETAG, &etag);
     set(headers, header::CONTENT_TYPE, content.media);
+    if let Some(stamp) = &content.stamp {
+        set(headers, REVISION, &stamp.revision.to_string());
+        set(headers, MADE_OF, &stamp.to_string());
+    }
     if matches(request, &header::IF_NONE_MATCH, &etag) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);

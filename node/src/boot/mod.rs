@@ -14,6 +14,7 @@ pub mod names;
 mod report;
 pub mod script;
 mod send_file;
+pub mod stamp;
 mod target;
 mod tree;
 

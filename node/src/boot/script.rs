@@ -15,6 +15,8 @@ use muster_api::template::NodeView;
 use muster_storage::model::{Loader, LocalBoot, Mac, Platform, Revision, Sha256};
 use sha2::Digest as _;
 
+use super::stamp::Stamp;
+
 /// How long a server may be silent, in milliseconds, before iPXE turns to the next.
 const SILENCE_MS: u32 = 4000;
 
@@ -48,6 +50,8 @@ pub struct Heading {
     pub node: String,
     /// Which rule chose what is booted.
     pub rule: String,
+    /// Of what it is made; absent when that is nothing of the machine's.
+    pub stamp: Option<Stamp>,
     /// Revision of the state that was read.
     pub revision: Revision,
     /// Whether a quorum confirmed that this revision was the latest.
@@ -326,11 +330,14 @@ fn about(heading: &Heading) -> String {
     } else {
         "as this node knows it"
     };
+    let stamp = heading.stamp.as_ref();
+    let stamp = stamp.map(|stamp| format!("# made of {}\n", plain(&stamp.to_string())));
     format!(
-        "# muster: revision {}, {confirmed}, by node {}\n# {}\n",
+        "# muster: revision {}, {confirmed}, by node {}\n# {}\n{}",
         heading.revision,
         heading.node,
-        plain(&heading.rule)
+        plain(&heading.rule),
+        stamp.unwrap_or_default()
     )
 }
 

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use muster_api::machine_token;
+use muster_api::template::trial::{self, Case, Overlay};
 use muster_api::template::{self, Job, NodeView, RenderContext};
-use muster_raft::{Cluster, Placement};
+use muster_raft::{Cluster, Keyring, Placement};
 use muster_storage::model::{
-    Attempt, Bootenv, Install, LOCAL, LeaseState, Mac, Settings, Sha256, Step,
+    Attempt, Bootenv, Install, LOCAL, LeaseState, Mac, ObjectKind, Settings, Sha256, Step,
 };
 use muster_storage::state::{BootClient, BootTarget};
 use muster_storage::{Revision, State};
@@ -24,6 +25,7 @@ use uuid::Uuid;
 use super::facts::{OnceSent, Recorder};
 use super::fence;
 use super::script::{self, File, Heading, Language, Task};
+use super::stamp::Stamp;
 use super::target::Target;
 use loader::{fuller, media_type};
 
@@ -58,6 +60,8 @@ pub struct Content {
     pub source: Source,
     /// What is known of a machine once all octets are sent.
     pub fact: Option<OnceSent>,
+    /// Of what it was made, if it was made for a machine.
+    pub stamp: Option<Stamp>,
 }
 
 /// Where octets are.
@@ -185,6 +189,7 @@ impl Tree {
             address: client.address,
             node: node.name,
             rule: "nothing is known about the client".to_owned(),
+            stamp: None,
             revision: self.cluster.read(State::revision),
             confirmed,
             directory: directory.to_owned(),
@@ -217,10 +222,12 @@ impl Tree {
     async fn task_of(&self, mac: Mac, nodes: &mut [NodeView], heading: &mut Heading) -> Task {
         let placement = self.cluster.placement();
         let mut attempt = None;
+        let keyring = self.cluster.keyring().ok();
+        let keyring = keyring.as_ref();
         for _ in 0..ROUNDS {
             let planned = self.cluster.read(|state| {
                 let at = (&self.cluster, &placement);
-                let work = plan(at, state, mac, nodes, attempt, heading);
+                let work = plan(at, state, mac, nodes, attempt, keyring, heading);
                 (
                     work,
                     state.machine_with_mac(mac).map(|machine| machine.uuid),
@@ -291,15 +298,22 @@ impl Tree {
 
     /// Does what is left to do without the state. A bad template holds its machines, visibly.
     async fn task(&self, work: Work) -> Task {
-        let (kernel, initrds, jobs) = match work {
+        let (kernel, initrds, jobs, case) = match work {
             Work::Ready(task) => return task,
             Work::Kernel {
                 kernel,
                 initrds,
                 args,
+                case,
                 ..
-            } => (kernel, initrds, args),
+            } => (kernel, initrds, args, case),
         };
+        if let Some(failure) = failure(case).await {
+            return Task::Hold {
+                lines: vec![failure],
+                wait_secs: script::HOLD_SECS,
+            };
+        }
         match self.render(jobs).await {
             Ok(args) => Task::Kernel {
                 kernel,
@@ -361,6 +375,7 @@ impl Tree {
             media: media_type(path),
             source,
             fact: None,
+            stamp: None,
         })
     }
 
@@ -377,7 +392,12 @@ impl Tree {
                 nodes: nodes.clone(),
                 token: token(&self.cluster, state, machine.uuid),
             };
-            Some(Job::named(state, &context, &file.template))
+            let made_of = [
+                (ObjectKind::Template, file.template.as_str()),
+                (ObjectKind::Bootenv, bootenv.name.as_str()),
+            ];
+            let stamp = Stamp::of(state, machine, made_of);
+            Some((Job::named(state, &context, &file.template), stamp))
         };
         let mut found = self.cluster.read(job);
         if found.is_none() && !confirmed {
@@ -386,13 +406,20 @@ impl Tree {
             }
             found = self.cluster.read(job);
         }
-        let Some(job) = found else {
+        let Some((job, stamp)) = found else {
             return Err(Problem::NotFound(format!(
                 "machine {machine} boots nothing that has a file `{path}`"
             )));
         };
+        let job = match job.has_secrets() {
+            true => job.with_secrets(self.cluster.keyring().map_err(|_| Problem::Interrupted)?),
+            false => job,
+        };
         let text = self.render(vec![job]).await?;
-        Ok(text_content(text.concat()))
+        Ok(Content {
+            stamp: Some(stamp),
+            ..text_content(text.concat())
+        })
     }
 
     async fn render(&self, jobs: Vec<Job>) -> Result<Vec<String>, Problem> {
@@ -418,6 +445,8 @@ enum Work {
         initrds: Vec<File>,
         /// Renders the arguments, one for each node.
         args: Vec<Job>,
+        /// What the machine will fetch.
+        case: Option<Case>,
     },
 }
 
@@ -440,6 +469,14 @@ impl Work {
     }
 }
 
+/// Why a machine could not go on with what it would fetch; nothing if that cannot be told in time.
+async fn failure(case: Option<Case>) -> Option<String> {
+    let cases = vec![case?];
+    let tried = template::on_pool(|| trial::run(cases)).await.ok()?;
+    let first = tried.failures.first()?;
+    Some(first.for_machine())
+}
+
 /// What the machine with this MAC is to do, for each of the nodes, `attempt` to install it being
 /// open; completes the heading.
 fn plan(
@@ -448,12 +485,20 @@ fn plan(
     mac: Mac,
     nodes: &[NodeView],
     attempt: Option<Attempt>,
+    keyring: Option<&Keyring>,
     heading: &mut Heading,
 ) -> Result<Work, Unopened> {
     let plan = state.boot_plan(&BootClient { mac });
     heading.machine = plan.machine.map(|machine| machine.name.clone());
     heading.rule = plan.rule;
     heading.revision = state.revision();
+    heading.stamp = plan.machine.map(|machine| {
+        let bootenv = state.bootenv(&machine.bootenv);
+        let own = bootenv.map(|bootenv| (ObjectKind::Bootenv, bootenv.name.as_str()));
+        let files = bootenv.into_iter().flat_map(|bootenv| &bootenv.files);
+        let templates = files.map(|file| (ObjectKind::Template, file.template.as_str()));
+        Stamp::of(state, machine, own.into_iter().chain(templates))
+    });
     let hold = |reason: &str| {
         Work::Ready(Task::Hold {
             lines: reason.lines().map(str::to_owned).collect(),
@@ -504,6 +549,10 @@ fn plan(
         kernel,
         initrds,
         args: nodes.iter().map(argument).collect(),
+        case: plan.machine.zip(nodes.first()).and_then(|(machine, node)| {
+            let case = Overlay::none(state).case(machine, node, nodes, keyring);
+            case.map(Case::files)
+        }),
     })
 }
 
@@ -532,5 +581,6 @@ fn text_content(text: String) -> Content {
         media: "text/plain; charset=utf-8",
         source: Source::Text(text),
         fact: None,
+        stamp: None,
     }
 }

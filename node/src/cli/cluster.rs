@@ -61,6 +61,10 @@ pub async fn run(context: &Context, command: ClusterCommand) -> Result<(), Error
                 None => "all nodes have new certificates".to_owned(),
             })
         }
+        ClusterCommand::RotateKeys => {
+            let answer = context.client.json(post("rotate-keys", json!({}))).await?;
+            context.printer.object(&answer)
+        }
         ClusterCommand::Drain { node } => {
             context
                 .client

@@ -88,6 +88,14 @@ fn unreadable(path: &Path, source: std::io::Error) -> Error {
 /// # Errors
 /// When it cannot be read.
 pub fn secret(path: &Path) -> Result<String, Error> {
+    Ok(text(path)?.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// A text from a file or standard input.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn text(path: &Path) -> Result<String, Error> {
     let mut text = String::new();
     let read = if path.as_os_str() == "-" {
         std::io::stdin().read_to_string(&mut text)
@@ -95,5 +103,5 @@ pub fn secret(path: &Path) -> Result<String, Error> {
         std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text))
     };
     read.map_err(|source| unreadable(path, source))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    Ok(text)
 }

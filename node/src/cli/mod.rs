@@ -7,6 +7,7 @@ mod offline;
 mod output;
 mod recover;
 pub mod reference;
+mod render;
 pub mod resource;
 
 use std::io;
@@ -16,6 +17,7 @@ use reqwest::Method;
 
 use crate::config::{BootCommand, Command, Connection, Format};
 use output::Printer;
+use render::Rendering;
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,7 @@ fn execute(connection: &Connection, command: Command) -> Result<(), Error> {
         Command::Restore(options) => {
             return backup::restore(printer, &connection.data_dir, &options);
         }
+        Command::RenderWorker => return Ok(muster_api::template::work()?),
         Command::Reference { dir } => return Ok(reference::write(&dir)?),
         _ => {}
     }
@@ -101,18 +104,23 @@ fn keep_private() {
 async fn online(context: &Context, command: Command) -> Result<(), Error> {
     match command {
         Command::Cluster(command) => cluster::run(context, command).await,
-        Command::Apply(argument) => resource::apply_bundle(context, &argument.file).await,
-        Command::Render { machine, template } => {
-            let call = Call::new(Method::GET, &["machines", &machine, "render"]);
-            let response = context
-                .client
-                .send(call.query("template", template))
-                .await?;
-            let text = response
-                .text()
-                .await
-                .map_err(|error| Error::Failed(error.to_string()))?;
-            context.printer.text(&text)
+        Command::Apply(argument) => resource::apply_bundle(context, &argument).await,
+        Command::Render {
+            machine,
+            template,
+            file,
+            diff,
+            from,
+        } => {
+            let text = Rendering {
+                machine,
+                template,
+                file,
+            };
+            match (diff, from) {
+                (false, _) => text.print(context).await,
+                (true, from) => text.print_changes(context, from).await,
+            }
         }
         Command::Boot(BootCommand::Explain { mac }) => {
             let call = Call::new(Method::GET, &["boot", "explain"]).query("mac", mac);
@@ -132,9 +140,11 @@ async fn online(context: &Context, command: Command) -> Result<(), Error> {
         Command::Nodes(verb) => resource::look_at_nodes(context, verb).await,
         Command::Events(verb) => resource::run_events(context, verb).await,
         Command::Backup(options) => backup::make(context, &options).await,
-        Command::Serve(_) | Command::Node(_) | Command::Restore(_) | Command::Reference { .. } => {
-            Err(Error::Usage("this command needs no server".to_owned()))
-        }
+        Command::Serve(_)
+        | Command::Node(_)
+        | Command::Restore(_)
+        | Command::RenderWorker
+        | Command::Reference { .. } => Err(Error::Usage("this command needs no server".to_owned())),
     }
 }
 

@@ -54,6 +54,7 @@ pub struct PeerView<'a> {
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // Made for one packet and used up at once: a box would cost more.
 pub enum Action {
     /// Send this.
     Reply(Box<Reply>),

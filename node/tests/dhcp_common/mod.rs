@@ -164,6 +164,7 @@ impl World {
             bootenv: "local".to_owned(),
             profiles: Vec::new(),
             params: BTreeMap::new(),
+            sealed: BTreeMap::new(),
             options: BTreeMap::new(),
             loaders: Default::default(),
             local_boot: None,

@@ -269,6 +269,7 @@ impl Work {
                 params: BTreeMap::from([("value".to_owned(), json!(value))]),
                 loaders: Default::default(),
                 local_boot: None,
+                sealed: BTreeMap::new(),
             };
             let mode = match condition {
                 Condition::Absent => PutMode::Create,

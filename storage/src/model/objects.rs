@@ -9,7 +9,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    Artifact, ArtifactSettings, Loaders, LocalBoot, Mac, Reservation, Subnet, Timestamp, User,
+    Artifact, ArtifactSettings, Loaders, LocalBoot, Mac, Reservation, Sealed, Subnet, Timestamp,
+    User,
 };
 
 /// Name of the boot environment that boots the local disk.
@@ -39,6 +40,9 @@ pub struct Machine {
     /// Params of this machine, before all profiles.
     #[serde(default)]
     pub params: BTreeMap<String, Value>,
+    /// Values of those of its params that are secure.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sealed: BTreeMap<String, Sealed>,
     /// DHCP options of this machine, before those of its subnet, written as there.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
@@ -108,6 +112,9 @@ pub struct Profile {
     /// How these machines are sent to their own disks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_boot: Option<LocalBoot>,
+    /// Values of params that are secure.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sealed: BTreeMap<String, Sealed>,
 }
 
 /// What a param may hold.
@@ -122,7 +129,10 @@ pub struct Param {
     /// Value when nothing else gives one.
     #[serde(default)]
     pub default: Option<Value>,
-    /// Whether plain reads hide the value.
+    /// The same, when it is a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_sealed: Option<Sealed>,
+    /// Whether the values are secrets: they are kept sealed, and only rendering opens them.
     #[serde(default)]
     pub secure: bool,
 }
@@ -375,17 +385,22 @@ impl Object {
         }
     }
 
-    /// As anybody may read it: [`HIDDEN`] for the hash of a password and for the values of those
-    /// params that are `secure`.
+    /// As anybody may read it: [`HIDDEN`] for the hash of a password, for what is sealed, and for
+    /// the values of those params that are `secure`.
     pub fn without_secrets(mut self, secure: impl Fn(&str) -> bool) -> Self {
         match &mut self {
-            Self::Machine(Machine { params, .. }) | Self::Profile(Profile { params, .. }) => {
+            Self::Machine(Machine { params, sealed, .. })
+            | Self::Profile(Profile { params, sealed, .. }) => {
                 for (_, value) in params.iter_mut().filter(|(name, _)| secure(name)) {
                     *value = HIDDEN.into();
                 }
+                let sealed = std::mem::take(sealed).into_keys();
+                params.extend(sealed.map(|name| (name, HIDDEN.into())));
             }
             Self::Param(param) if param.secure => {
-                param.default = param.default.as_ref().map(|_| HIDDEN.into());
+                let sealed = param.default_sealed.take().is_some();
+                let known = param.default.take().is_some();
+                param.default = (sealed || known).then(|| HIDDEN.into());
             }
             Self::User(user) => HIDDEN.clone_into(&mut user.password_hash),
             Self::Subnet(_)

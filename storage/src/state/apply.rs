@@ -110,6 +110,8 @@ impl State {
                 self.revoke_tokens(user);
                 Ok(Effect::Done)
             }
+            Command::AddKey(key) => self.add_key(key),
+            Command::DropKeys { below } => self.drop_keys(*below),
             Command::Alert(alert) => {
                 let subject = Subject::Alert((**alert).clone());
                 self.changed(context, Action::Created, subject);

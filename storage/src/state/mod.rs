@@ -6,6 +6,7 @@ mod bind;
 mod boot;
 mod class;
 mod install;
+mod keyring;
 mod loaders;
 mod members;
 mod objects;
@@ -20,7 +21,7 @@ mod timeline;
 
 pub use boot::{BootClient, BootPlan, BootTarget};
 pub use offer::{Claim, Grant, Offer, PoolUsage};
-pub use params::GLOBAL;
+pub use params::{GLOBAL, Kept, Owner, ParamValue, resolve, value_in};
 pub use remember::{KEY_MILLIS, KEY_MILLIS_MIN, KEYS_MAX, RETRIES_MAX, RETRY_MILLIS, Remembered};
 pub use row::{Digest, Row, RowKey, RowWrite};
 pub use table::{Cluster, EVENTS_MAX, EVENTS_OCTETS_MAX, Gone, Meta, State};

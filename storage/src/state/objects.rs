@@ -85,6 +85,7 @@ impl State {
             self.check_shown(&param.name, true)?;
         }
         self.check(&object)?;
+        self.check_sealed(&object)?;
         let created = known.is_none();
         // Writing what is there already is no change: bundles can be applied again and again.
         if known.is_none_or(|record| record.object != object) {
@@ -123,19 +124,11 @@ impl State {
         let Some(declared) = self.param(name).filter(|param| param.secure) else {
             return Ok(());
         };
-        let own = (default && declared.default.is_some()).then(|| "its own default".to_owned());
-        let records = [ObjectKind::Machine, ObjectKind::Profile]
-            .into_iter()
-            .flat_map(|kind| self.objects_after(kind, None));
-        let holders = records.filter_map(|record| match &record.object {
-            Object::Machine(o) if o.params.contains_key(name) => {
-                Some(format!("machine `{}`", o.name))
-            }
-            Object::Profile(o) if o.params.contains_key(name) => {
-                Some(format!("profile `{}`", o.name))
-            }
-            _ => None,
-        });
+        let has_default = declared.default.is_some() || declared.default_sealed.is_some();
+        let own = (default && has_default).then(|| "its own default".to_owned());
+        let holders = self
+            .holders(name)
+            .map(|holder| format!("{} `{}`", holder.object.kind(), holder.object.key()));
         let named: Vec<String> = own.into_iter().chain(holders).take(5).collect();
         if named.is_empty() {
             return Ok(());

@@ -14,7 +14,8 @@ use super::row::{Digest, Row, RowKey, RowWrite};
 use crate::command::{Actor, RequestId};
 use crate::event::{Action, Change, Subject};
 use crate::model::{
-    BootReport, ClientKey, Identifier, Install, JoinToken, Lease, Lock, Mac, Member, NodeId, Object, ObjectKind, Octets, Record, Revision, SealedKey, Sha256, Timeline, Timestamp, Token,
+    BootReport, ClientKey, Identifier, Install, JoinToken, Lease, Lock, Mac, Member, NodeId,
+    Object, ObjectKind, Octets, Record, Revision, SealedKey, Sha256, Timeline, Timestamp, Token,
 };
 use crate::schema::{self, Corrupt};
 
@@ -255,8 +256,7 @@ impl State {
         // History outlives the declaration that hides a param.
         let subject = match subject {
             Subject::Object(object) => {
-                let secure = |name: &str| self.param(name).is_some_and(|param| param.secure);
-                Subject::Object(object.without_secrets(secure))
+                Subject::Object(object.without_secrets(|name| self.is_secure(name)))
             }
             other => other,
         };

@@ -332,6 +332,7 @@ impl Caller for Proposer {
             params: [("value".to_owned(), value)].into(),
             loaders: Default::default(),
             local_boot: None,
+            sealed: Default::default(),
         };
         let proposal = Proposal {
             request: RequestId(Uuid::new_v4()),

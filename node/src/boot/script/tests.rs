@@ -19,6 +19,7 @@ fn heading(machine: Option<&str>) -> Heading {
         address: IpAddr::from([10, 77, 0, 100]),
         node: "a".to_owned(),
         rule: "bootenv of machine `m1`: `lab`".to_owned(),
+        stamp: None,
         revision: Revision(512),
         confirmed: true,
         directory: "bios/".to_owned(),

@@ -120,6 +120,7 @@ impl Tree {
             media: OCTETS,
             source: Source::File(path),
             fact: None,
+            stamp: None,
         }))
     }
 }

@@ -17,7 +17,9 @@ use super::{Context, Error, files};
 use crate::config::FileArgument;
 
 pub use requests::apply_bundle;
-use requests::{apply, columns, create, delete, get, list, matching, pages, singular, watch};
+use requests::{
+    apply, columns, create, delete, forced, get, list, matching, pages, singular, watch,
+};
 
 /// What can be done with every resource.
 #[derive(Debug, Subcommand)]
@@ -36,6 +38,9 @@ pub enum Look {
         /// Only if it is at this revision.
         #[arg(long, value_name = "REVISION")]
         if_match: Option<u64>,
+        /// Also when machines could not be given their texts any more.
+        #[arg(long)]
+        force: bool,
     },
     /// Print what changes, until interrupted.
     Watch {
@@ -116,7 +121,11 @@ pub async fn look(context: &Context, resource: &str, verb: Look) -> Result<(), E
     match verb {
         Look::List => list(context, resource).await,
         Look::Get { key } => get(context, resource, &key).await,
-        Look::Delete { key, if_match } => delete(context, resource, &key, if_match).await,
+        Look::Delete {
+            key,
+            if_match,
+            force,
+        } => delete(context, resource, &key, if_match, force).await,
         Look::Watch { after } => watch(context, Some(singular(resource)), after).await,
     }
 }
@@ -136,8 +145,8 @@ pub async fn look_at_nodes(context: &Context, verb: Look) -> Result<(), Error> {
 pub async fn run(context: &Context, resource: &str, verb: Verb) -> Result<(), Error> {
     match verb {
         Verb::Look(verb) => look(context, resource, verb).await,
-        Verb::Create(argument) => create(context, resource, &argument.file).await,
-        Verb::Apply(argument) => apply(context, resource, &argument.file).await,
+        Verb::Create(argument) => create(context, resource, &argument).await,
+        Verb::Apply(argument) => apply(context, resource, &argument).await,
         Verb::Patch {
             key,
             file,
@@ -145,6 +154,7 @@ pub async fn run(context: &Context, resource: &str, verb: Verb) -> Result<(), Er
         } => {
             let call = Call::new(Method::PATCH, &[resource, &key]);
             let call = call.payload(Payload::Json(files::object(&file.file)?));
+            let call = forced(call, file.force);
             context
                 .printer
                 .object(&context.client.json(matching(call, if_match)).await?)

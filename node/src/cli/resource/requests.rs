@@ -1,26 +1,34 @@
 //! What the verbs ask the API, and what they print of the answers.
 
-use std::path::Path;
-
 use muster_api::client::{Call, Payload};
 use muster_storage::model::ObjectKind;
 use reqwest::Method;
 use serde_json::Value;
 
 use super::super::{Context, Error, files};
+use crate::config::FileArgument;
 
 /// `muster apply`: what was written, or what stands against all of it.
-pub async fn apply_bundle(context: &Context, path: &Path) -> Result<(), Error> {
-    let answer = send_bundle(context, files::objects(path)?).await?;
+pub async fn apply_bundle(context: &Context, argument: &FileArgument) -> Result<(), Error> {
+    let objects = files::objects(&argument.file)?;
+    let answer = send_bundle(context, objects, argument.force).await?;
     context
         .printer
         .list(items(answer), &["kind", "key", "created"])
 }
 
-async fn send_bundle(context: &Context, objects: Vec<Value>) -> Result<Value, Error> {
+async fn send_bundle(context: &Context, objects: Vec<Value>, force: bool) -> Result<Value, Error> {
     // A bundle may be written twice: the second time nothing changes.
     let call = Call::new(Method::POST, &["apply"]).payload(Payload::Json(Value::Array(objects)));
-    Ok(context.client.json(call).await?)
+    Ok(context.client.json(forced(call, force)).await?)
+}
+
+/// Writes also what is refused because of what machines would get.
+pub fn forced(call: Call, force: bool) -> Call {
+    match force {
+        true => call.query("force", "true"),
+        false => call,
+    }
 }
 
 pub async fn list(context: &Context, resource: &str) -> Result<(), Error> {
@@ -62,17 +70,25 @@ pub async fn get(context: &Context, resource: &str, key: &str) -> Result<(), Err
     context.printer.object(&context.client.json(call).await?)
 }
 
-pub async fn create(context: &Context, resource: &str, path: &Path) -> Result<(), Error> {
+pub async fn create(
+    context: &Context,
+    resource: &str,
+    argument: &FileArgument,
+) -> Result<(), Error> {
     let mut created = Vec::new();
-    for object in files::objects(path)? {
+    for object in files::objects(&argument.file)? {
         let call = Call::new(Method::POST, &[resource]).payload(Payload::Json(object));
-        created.push(context.client.json(call).await?);
+        created.push(context.client.json(forced(call, argument.force)).await?);
     }
     show(context, resource, created)
 }
 
-pub async fn apply(context: &Context, resource: &str, path: &Path) -> Result<(), Error> {
-    let mut objects = files::objects(path)?;
+pub async fn apply(
+    context: &Context,
+    resource: &str,
+    argument: &FileArgument,
+) -> Result<(), Error> {
+    let mut objects = files::objects(&argument.file)?;
     for object in &mut objects {
         if let Value::Object(fields) = object {
             fields
@@ -85,7 +101,7 @@ pub async fn apply(context: &Context, resource: &str, path: &Path) -> Result<(),
             }
         }
     }
-    let answer = send_bundle(context, objects).await?;
+    let answer = send_bundle(context, objects, argument.force).await?;
     let mut written = Vec::new();
     for item in items(answer) {
         let key = item.get("key").and_then(Value::as_str).unwrap_or_default();
@@ -111,8 +127,9 @@ pub async fn delete(
     resource: &str,
     key: &str,
     if_match: Option<u64>,
+    force: bool,
 ) -> Result<(), Error> {
-    let call = Call::new(Method::DELETE, &[resource, key]);
+    let call = forced(Call::new(Method::DELETE, &[resource, key]), force);
     context.client.send(matching(call, if_match)).await?;
     context
         .printer
