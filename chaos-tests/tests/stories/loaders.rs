@@ -75,7 +75,7 @@ fn pxelinux_boots_a_machine_and_its_disk() -> Result<()> {
         return Ok(());
     }
     let _turn = machines();
-    let cluster = prepare("loaders: {ipxe-bios: bios/pxelinux.0}")?;
+    let cluster = prepare("loaders: {ipxe-bios: bios/pxelinux.0}\nrouter_advertisement: true")?;
     tell(&cluster, || {
         boots(
             &cluster,
