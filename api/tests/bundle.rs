@@ -56,7 +56,8 @@ async fn a_bundle_is_written_in_any_order_and_again() {
 async fn loaders_are_explained_by_who_chose_them_and_refused_where_they_cannot_be() {
     let api = Api::new().await;
     api.apply(&bundle()).await.expect(200);
-    let profile = json!({"kind": "profile", "name": "global", "local_boot": "exit",
+    let profile = json!({"kind": "profile", "name": "global", "params": {"four": "global"},
+        "local_boot": "exit",
         "loaders": {"bios": "pxelinux.0", "uefi-x64": "boot/grub.efi"}});
     api.apply(&json!([profile])).await.expect(200);
     let loaders = json!({"loaders": {"bios": "own.0"}});
