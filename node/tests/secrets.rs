@@ -79,6 +79,7 @@ fn a_secret_is_nowhere_on_the_disk_and_opens_after_a_restore() {
     assert_eq!(done(&old, &["render", "m1", "t"]), secret);
     for shown in [
         done(&old, &["machines", "list"]),
+        done(&old, &["machines", "params", "m1"]),
         done(&old, &["profiles", "get", "p"]),
         done(&old, &["events", "list"]),
     ] {

@@ -43,6 +43,11 @@ pub enum MachineVerb {
         /// Name, UUID or MAC.
         machine: String,
     },
+    /// Print the params of a machine: each with its value, and where that comes from.
+    Params {
+        /// Name, UUID or MAC.
+        machine: String,
+    },
     /// Print what nodes saw of how a machine boots, the last facts.
     Timeline {
         /// Name, UUID or MAC.
@@ -54,6 +59,9 @@ pub enum MachineVerb {
 const FACTS: &[&str] = &[
     "at", "node", "fact", "boots", "attempt", "address", "name", "path", "phase", "why", "times",
 ];
+
+/// What a table shows of params.
+const PARAMS: &[&str] = &["name", "value", "from", "problem"];
 
 /// A verb on machines.
 pub async fn run(context: &Context, verb: MachineVerb) -> Result<(), Error> {
@@ -84,6 +92,10 @@ pub async fn run(context: &Context, verb: MachineVerb) -> Result<(), Error> {
             let call = call(Method::DELETE, &machine, "lock");
             context.client.send(call).await?;
             context.printer.done(&format!("{machine} is unlocked"))
+        }
+        MachineVerb::Params { machine } => {
+            let page = context.client.json(call(Method::GET, &machine, "params"));
+            context.printer.list(requests::items(page.await?), PARAMS)
         }
         MachineVerb::Timeline { machine } => {
             let page = context.client.json(call(Method::GET, &machine, "timeline"));
