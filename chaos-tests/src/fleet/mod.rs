@@ -51,6 +51,9 @@ lease_secs: 3600
 const KERNEL_SIZE: usize = 768 * 1024;
 const INITRD_SIZE: usize = 512 * 1024;
 
+/// Hardware address of the host that all machines are on.
+const HALL: &str = "02:6d:ff:00:00:05";
+
 /// How long a cluster may take to be whole again.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -82,6 +85,8 @@ pub fn boot(cluster: &Cluster, plan: &Plan) -> Result<Report> {
     for host in cluster.nodes().iter().map(Node::host).chain([&hall]) {
         host.run("ip", &["route", "replace", NETWORK, "dev", "eth0"])?;
     }
+    // The nodes remember whose addresses are behind it, also when they are switched on again.
+    hall.run("ip", &["link", "set", "dev", "eth0", "address", HALL])?;
     let progress = Arc::<Progress>::default();
     let began = Instant::now();
     let (came, killed) = std::thread::scope(|scope| {
