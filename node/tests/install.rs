@@ -241,6 +241,13 @@ async fn what_a_machine_fetches_is_on_its_timeline() {
     let site = site().await;
     site.lease("127.0.0.1", MAC).await;
     site.get("/undionly.kpxe").await.ok_text();
+    let facts = || {
+        let facts = |state: &muster_storage::State| state.timeline(machine()).cloned();
+        let facts = site.cluster.read(facts).map(|timeline| timeline.facts);
+        facts.unwrap_or_default()
+    };
+    // What is noted within one millisecond has no order.
+    until("the loader is noted", || !facts().is_empty()).await;
     order(&site, 3).await;
     let token = token(&script(&site).await);
     site.get("/artifacts/deb/initrd.img").await.ok_text();
@@ -250,11 +257,6 @@ async fn what_a_machine_fetches_is_on_its_timeline() {
     site.send("HEAD", "/artifacts/deb/vmlinuz", &[], b"").await;
     site.get(&format!("/machines/{UUID}/seed")).await.ok_text();
     site.get("/artifacts/deb/vmlinuz").await.ok_text();
-    let facts = || {
-        let facts = |state: &muster_storage::State| state.timeline(machine()).cloned();
-        let facts = site.cluster.read(facts).map(|timeline| timeline.facts);
-        facts.unwrap_or_default()
-    };
     until("the kernel is noted", || {
         let mut facts = facts().into_iter();
         facts.any(|fact| matches!(fact.step, Step::Kernel { .. }))
