@@ -2,7 +2,8 @@
 //! and one that takes too much memory ends its own. The engine itself counts neither.
 //!
 //! A worker is this program, started again; it reads orders from its standard input and writes
-//! answers to its standard output, each a length of four octets, big endian, and JSON.
+//! answers to its standard output, each a length of four octets, big endian, and JSON. It answers
+//! with nothing when it has compiled new templates, before it renders.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ pub const COMMAND: &str = "render-worker";
 /// How long a text may take.
 const RENDER: Duration = Duration::from_secs(1);
 
-/// How much longer when all templates have to be compiled first.
+/// How long compiling all templates may take, which comes first when they are new to the worker.
 const COMPILE: Duration = Duration::from_secs(4);
 
 /// Memory of a worker, in octets.
@@ -158,12 +159,10 @@ impl Worker {
             return Err(Failure::TooLong);
         }
         write_frame(&mut self.orders, &order).map_err(|_| Failure::Gone)?;
-        let patience = if known { RENDER } else { RENDER + COMPILE };
-        let answer = match self.answers.recv_timeout(patience) {
-            Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => return Err(Failure::Late),
-            Err(RecvTimeoutError::Disconnected) => return Err(Failure::Gone),
-        };
+        if !known {
+            self.answer_within(COMPILE)?;
+        }
+        let answer = self.answer_within(RENDER)?;
         let answer = serde_json::from_slice(&answer).map_err(|_| Failure::Gone)?;
         self.sources = Some(sources.clone());
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,6 +170,14 @@ impl Worker {
             idle.push(self);
         }
         Ok(answer)
+    }
+
+    fn answer_within(&self, patience: Duration) -> Result<Vec<u8>, Failure> {
+        let answer = self.answers.recv_timeout(patience);
+        answer.map_err(|error| match error {
+            RecvTimeoutError::Timeout => Failure::Late,
+            RecvTimeoutError::Disconnected => Failure::Gone,
+        })
     }
 }
 
@@ -206,6 +213,8 @@ pub fn work() -> io::Result<()> {
         if let Some(texts) = &order.texts {
             let texts = texts.iter().map(|(name, text)| (&**name, &**text));
             compiled = Arc::new(Compiled::new(texts));
+            // What is rendered is timed from here.
+            write_frame(&mut answers, &[])?;
         }
         let answer = render_here(&compiled, &order.context, &order.what);
         write_frame(&mut answers, &serde_json::to_vec(&answer)?)?;
