@@ -46,15 +46,15 @@ async fn a_secret_is_sealed_wherever_it_stands() {
         {"kind": "param", "name": "pin", "secure": true, "schema": {"type": "integer"}},
         {"kind": "profile", "name": "p", "params": {"pw": "profile-s3cret", "a": 1}},
         {"kind": "machine", "name": "m1", "macs": ["52:54:00:00:00:50"], "profiles": ["p"],
-         "params": {"pin": 4711}},
+         "params": {"pin": 471147114711_i64}},
     ]);
     api.apply(&objects).await.expect(200);
-    for secret in ["s3cret", "4711"] {
+    for secret in ["s3cret", "471147114711"] {
         assert!(!holds(&api, secret), "{secret}");
     }
     assert_eq!(
         rendered(&api, "{{ params.pw }} {{ params.pin + 1 }} {{ params.a }}").await,
-        "profile-s3cret 4712 1"
+        "profile-s3cret 471147114712 1"
     );
     // Read, edit, write: also what was not edited is there still.
     let mut read = api.get(M1).await.json();
@@ -76,7 +76,7 @@ async fn a_secret_is_sealed_wherever_it_stands() {
             "{{ params.pw }} {{ params.pin }} {{ params.a }}{{ params.b }}"
         )
         .await,
-        "own-s3cret 4711 32"
+        "own-s3cret 471147114711 32"
     );
     api.patch(M1, &json!({"params": {"pw": null}}))
         .await
@@ -88,7 +88,7 @@ async fn a_secret_is_sealed_wherever_it_stands() {
     let history = ["Accept: application/json"];
     let history = api.call("GET", "/api/v1/events", &history, "").await.text;
     for text in [history, String::from_utf8_lossy(&kept(&api)).into_owned()] {
-        assert!(!text.contains("s3cret") && !text.contains("4711"));
+        assert!(!text.contains("s3cret") && !text.contains("471147114711"));
     }
 }
 
