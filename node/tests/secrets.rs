@@ -127,7 +127,7 @@ const HOSTILE: &[(&str, &str)] = &[
     ),
     (
         "a captured text",
-        "{% set a %}{% for a in params.list %}{% for b in params.list %}0123456789abcdef{% endfor %}{% endfor %}{% endset %}",
+        "{% set a %}{% for a in params.list %}{% for b in params.list %}0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef{% endfor %}{% endfor %}{% endset %}",
     ),
     (
         "a replaced text",
@@ -136,7 +136,7 @@ const HOSTILE: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn a_hostile_template_ends_and_takes_no_memory_of_the_node() {
+fn a_hostile_template_costs_its_own_text_only() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("n1");
     let node = started(serve(&dir).arg("--found"), &dir);
@@ -145,7 +145,8 @@ fn a_hostile_template_ends_and_takes_no_memory_of_the_node() {
         &dir,
         &format!(
             "kind: machine\nname: m1\nmacs: ['52:54:00:00:00:50']\nparams: {{list: [{}]}}\n---\n\
-             kind: template\nname: inner\ncontents: '{{% for c in params.list %}}{{% endfor %}}'\n",
+             kind: template\nname: inner\ncontents: '{{% for c in params.list %}}{{% endfor %}}'\n---\n\
+             kind: template\nname: fine\ncontents: fine\n",
             list.join(", ")
         ),
     );
@@ -173,6 +174,7 @@ fn a_hostile_template_ends_and_takes_no_memory_of_the_node() {
         for mut other in all {
             assert_eq!(other.wait().unwrap().code(), Some(1), "{name}");
         }
+        assert_eq!(done(&dir, &["render", "m1", "fine"]), "fine", "{name}");
     }
     let status = fs::read_to_string(format!("/proc/{}/status", node.0.id())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

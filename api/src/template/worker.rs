@@ -7,7 +7,7 @@
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -73,7 +73,7 @@ pub(super) fn render(
     let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
     // One that ended while it was idle says nothing about this order.
     let answer = idle.and_then(|worker| match worker.ask(sources, context, what) {
-        Err(Failure::Gone) => None,
+        Err(Failure::Gone(_)) => None,
         answer => Some(answer),
     });
     let answer = answer.unwrap_or_else(|| {
@@ -87,7 +87,8 @@ pub(super) fn render(
 enum Failure {
     Start(io::Error),
     Late,
-    Gone,
+    /// It ended, in this way if that is known.
+    Gone(Option<ExitStatus>),
     TooLong,
 }
 
@@ -96,10 +97,14 @@ impl Failure {
         Problem::message(match self {
             Self::Start(error) => format!("no process can be started to render it: {error}"),
             Self::Late => format!("it takes longer than {} s", RENDER.as_secs()),
-            Self::Gone => format!(
-                "it takes more than {} MiB of memory, or the template engine failed on it",
-                MEMORY_MAX >> 20
-            ),
+            Self::Gone(status) => {
+                let status = status.map_or_else(|| "no status".to_owned(), |it| it.to_string());
+                format!(
+                    "it takes more than {} MiB of memory, or the template engine failed on it \
+                     ({status})",
+                    MEMORY_MAX >> 20
+                )
+            }
             Self::TooLong => format!("it reads more than {} MiB", FRAME_MAX >> 20),
         })
     }
@@ -158,12 +163,14 @@ impl Worker {
         if order.len() > FRAME_MAX {
             return Err(Failure::TooLong);
         }
-        write_frame(&mut self.orders, &order).map_err(|_| Failure::Gone)?;
+        if write_frame(&mut self.orders, &order).is_err() {
+            return Err(self.gone());
+        }
         if !known {
             self.answer_within(COMPILE)?;
         }
         let answer = self.answer_within(RENDER)?;
-        let answer = serde_json::from_slice(&answer).map_err(|_| Failure::Gone)?;
+        let answer = serde_json::from_slice(&answer).map_err(|_| self.gone())?;
         self.sources = Some(sources.clone());
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < TURNS_MAX {
@@ -172,12 +179,18 @@ impl Worker {
         Ok(answer)
     }
 
-    fn answer_within(&self, patience: Duration) -> Result<Vec<u8>, Failure> {
+    fn answer_within(&mut self, patience: Duration) -> Result<Vec<u8>, Failure> {
         let answer = self.answers.recv_timeout(patience);
         answer.map_err(|error| match error {
             RecvTimeoutError::Timeout => Failure::Late,
-            RecvTimeoutError::Disconnected => Failure::Gone,
+            RecvTimeoutError::Disconnected => self.gone(),
         })
+    }
+
+    /// How it ended. One that ends by itself is not ended in another way by being killed.
+    fn gone(&mut self) -> Failure {
+        let _ = self.child.kill();
+        Failure::Gone(self.child.wait().ok())
     }
 }
 
