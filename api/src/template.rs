@@ -27,10 +27,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use muster_raft::{Keyring, Purpose};
+use muster_raft::Keyring;
 use muster_storage::State;
+use muster_storage::model::Machine;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 /// Longest rendered text, in octets: machines fetch it into memory, and it is made in ours.
@@ -101,9 +102,20 @@ pub fn render_text(
     Job::text(state, context, text).run()
 }
 
+/// The params of a machine with the values of secrets, except those that do not open.
+pub fn params(state: &State, machine: &Machine, keyring: &Keyring) -> Map<String, Value> {
+    let (mut params, secrets) = context::split(state.params(Some(machine)));
+    for secret in secrets {
+        if let Some(value) = secret.open(keyring) {
+            params.insert(secret.name, value);
+        }
+    }
+    params
+}
+
 /// A rendering with all that it needs taken out of the state, so that it can run elsewhere: a slow
 /// template must not hold up those who write.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Job {
     sources: Sources,
     seen: Seen,
@@ -131,7 +143,7 @@ impl Seen {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum What {
     Named(String),
     Text(String),
@@ -174,20 +186,17 @@ impl Job {
     ///
     /// # Errors
     /// As [`render`].
-    pub fn run(mut self) -> Result<String, Problem> {
+    pub fn run(self) -> Result<String, Problem> {
+        let rendered = run_all(vec![self]).pop();
+        rendered.unwrap_or_else(|| Err(Problem::message("there was nothing to render")))
+    }
+
+    /// Whether it is a text without anything to render.
+    fn plain(&self) -> Option<&str> {
         match &self.what {
-            What::Text(text) if !text.contains('{') => return Ok(text.clone()),
-            What::Text(_) | What::Named(_) => {}
+            What::Text(text) if !text.contains('{') => Some(text),
+            What::Text(_) | What::Named(_) => None,
         }
-        let lacking = self.open_secrets();
-        let variables = &self.seen.variables;
-        let rendered = worker::render(&self.sources, variables, &self.what);
-        let rendered = rendered
-            .unwrap_or_else(|| render_here(&self.sources.compiled(), variables, &self.what));
-        rendered.map_err(|problem| {
-            let text = self.text_of(&problem);
-            problem.explained(text, &lacking)
-        })
     }
 
     /// Puts the secrets into the context, if they may be seen. Why, if there are some that are not
@@ -199,12 +208,8 @@ impl Job {
                 lacking.insert(secret.name, "is secure, and this text is for everybody");
                 continue;
             };
-            let opened = keyring.open_sealed(Purpose::Params, &secret.sealed, &secret.place);
-            let value = opened
-                .ok()
-                .and_then(|text| serde_json::from_slice(&text).ok());
             let variables = Arc::make_mut(&mut self.seen.variables);
-            match (value, variables.get_mut(PARAMS)) {
+            match (secret.open(keyring), variables.get_mut(PARAMS)) {
                 (Some(value), Some(params)) => params[&secret.name] = value,
                 _ => {
                     lacking.insert(secret.name, "is sealed, and does not open: write it anew");
@@ -222,6 +227,50 @@ impl Job {
             (None, What::Named(_)) => None,
         }
     }
+}
+
+/// Renders all of them, at once as far as they are of the same templates. Not for an async task.
+pub fn run_all(mut jobs: Vec<Job>) -> Vec<Result<String, Problem>> {
+    let lacking: Vec<_> = jobs.iter_mut().map(Job::open_secrets).collect();
+    let mut rendered = Vec::with_capacity(jobs.len());
+    for group in jobs.chunk_by(|a, b| a.sources.same(&b.sources)) {
+        let wanted: Vec<_> = group
+            .iter()
+            .filter(|job| job.plain().is_none())
+            .map(|job| (&*job.seen.variables, &job.what))
+            .collect();
+        let Some(sources) = group.first().map(|job| &job.sources) else {
+            continue;
+        };
+        let texts = match wanted.is_empty() {
+            true => Vec::new(),
+            false => worker::render(sources, &wanted).unwrap_or_else(|| {
+                let compiled = sources.compiled();
+                let wanted = wanted.iter();
+                wanted
+                    .map(|(seen, what)| render_here(&compiled, seen, what))
+                    .collect()
+            }),
+        };
+        let mut texts = texts.into_iter();
+        rendered.extend(group.iter().map(|job| {
+            match job.plain() {
+                Some(text) => Ok(text.to_owned()),
+                None => texts
+                    .next()
+                    .unwrap_or_else(|| Err(Problem::message("it was not rendered"))),
+            }
+        }));
+    }
+    let explained = rendered.into_iter().zip(&jobs).zip(&lacking);
+    explained
+        .map(|((rendered, job), lacking)| {
+            rendered.map_err(|problem| {
+                let text = job.text_of(&problem);
+                problem.explained(text, lacking)
+            })
+        })
+        .collect()
 }
 
 /// Renders in this process, for as long and with as much memory as that takes.

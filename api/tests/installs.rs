@@ -5,10 +5,11 @@ mod common;
 
 use axum::http::StatusCode;
 use common::Api;
-use muster_api::machine_token;
+use muster_api::machine_token::{self, Grant};
 use muster_storage::model::{Attempt, Seen, Step};
-use muster_storage::{Actor, Command, Proposal, RequestId, Revision};
+use muster_storage::{Actor, Command, Proposal, RequestId, Revision, State};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 const MAC: &str = "52:54:00:00:00:50";
 
@@ -156,14 +157,18 @@ async fn tokens_are_for_machines_alone() {
         node,
     };
     propose(&api, open).await;
-    let token = machine_token::issue(&api.cluster, uuid, attempt(1)).unwrap();
+    let keyring = api.cluster.keyring().unwrap();
+    let now = api.cluster.now();
+    let issue = || {
+        let issue = |state: &State| machine_token::issue(state, &keyring, uuid, now);
+        api.cluster.read(issue).unwrap()
+    };
+    let read = |token: &str| machine_token::read(&keyring, uuid, token);
+    let token = issue();
     assert!(machine_token::is_good(&api.cluster, uuid, &token));
-    assert_eq!(
-        machine_token::read(&api.cluster, uuid, &token),
-        Some(attempt(1))
-    );
-    let next = machine_token::issue(&api.cluster, uuid, attempt(2)).unwrap();
-    assert!(machine_token::read(&api.cluster, uuid, &next).is_some());
+    assert_eq!(read(&token), Some(Grant::Install(attempt(1))));
+    let next = machine_token::text(&keyring, uuid, Grant::Install(attempt(2))).unwrap();
+    assert!(read(&next).is_some());
     assert!(!machine_token::is_good(&api.cluster, uuid, &next));
 
     let explained = api.get(&format!("/api/v1/boot/explain?mac={MAC}")).await;
@@ -176,6 +181,18 @@ async fn tokens_are_for_machines_alone() {
 
     api.delete(INSTALL).await.expect(204);
     assert!(!machine_token::is_good(&api.cluster, uuid, &token));
+
+    let token = issue();
+    let Some(Grant::Boot(until)) = read(&token) else {
+        panic!("{token}");
+    };
+    assert!(now.plus_secs(24 * 3600) <= until && until <= now.plus_secs(25 * 3600));
+    assert!(machine_token::is_good(&api.cluster, uuid, &token));
+    assert_eq!(machine_token::read(&keyring, Uuid::nil(), &token), None);
+    let longer = token.replacen(&until.0.to_string(), &until.plus_secs(1).0.to_string(), 1);
+    assert_eq!(read(&longer), None);
+    let over = machine_token::text(&keyring, uuid, Grant::Boot(now)).unwrap();
+    assert!(read(&over).is_some() && !machine_token::is_good(&api.cluster, uuid, &over));
 }
 
 #[tokio::test]

@@ -110,9 +110,18 @@ async fn token_is_in_what_the_machine_is_given() {
         attempts: None,
     })
     .await;
-    assert_eq!(site.get(&path).await.status, 500, "there is none yet");
     let token = token(&script(&site).await);
-    assert_eq!(site.get(&path).await.ok_text(), format!("token {token}\n"));
+    assert_eq!(site.get(&path).await.status, 403, "it is for the machine");
+    let expected = format!("token {token}\n");
+    for shown in [
+        format!("{path}?token={token}"),
+        format!("/machines/{UUID}/t/{token}/seed"),
+    ] {
+        assert_eq!(site.get(&shown).await.ok_text(), expected);
+    }
+    let bearer = format!("Authorization: Bearer {token}");
+    let read = site.send("GET", &path, &[&bearer], b"").await;
+    assert_eq!(read.ok_text(), expected);
 }
 
 #[tokio::test]
@@ -255,7 +264,8 @@ async fn what_a_machine_fetches_is_on_its_timeline() {
     let part = ["Range: bytes=0-3"];
     site.send("GET", "/artifacts/deb/vmlinuz", &part, b"").await;
     site.send("HEAD", "/artifacts/deb/vmlinuz", &[], b"").await;
-    site.get(&format!("/machines/{UUID}/seed")).await.ok_text();
+    let seed = format!("/machines/{UUID}/t/{token}/seed");
+    site.get(&seed).await.ok_text();
     site.get("/artifacts/deb/vmlinuz").await.ok_text();
     until("the kernel is noted", || {
         let mut facts = facts().into_iter();

@@ -379,23 +379,6 @@ impl Cluster {
         self.inner.gossip_in.subscribe()
     }
 
-    /// Authenticates `message` with a secret that all members share and nobody else has: any node
-    /// can tell later that one of them did. Absent on a node that has not been given the secret.
-    pub fn authenticate(&self, purpose: &str, message: &[u8]) -> Option<Vec<u8>> {
-        let sealer = self.inner.sealer.as_ref()?;
-        Some(sealer.authenticate(&self.purpose(purpose), message))
-    }
-
-    /// Whether a member made `tag` with [`Cluster::authenticate`].
-    pub fn is_authentic(&self, purpose: &str, message: &[u8], tag: &[u8]) -> bool {
-        let sealer = self.inner.sealer.as_ref();
-        sealer.is_some_and(|sealer| sealer.is_authentic(&self.purpose(purpose), message, tag))
-    }
-
-    fn purpose(&self, purpose: &str) -> String {
-        format!("{purpose} of {}", self.inner.cluster_id)
-    }
-
     /// The artifacts' bytes on this node.
     pub fn blobs(&self) -> &Blobs {
         &self.inner.blobs

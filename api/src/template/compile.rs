@@ -159,17 +159,13 @@ fn param_in(expression: &str) -> Option<&str> {
 
 /// The templates of a state at one moment; cheap to take.
 #[derive(Clone, Debug, Default)]
-pub struct Sources(Vec<Arc<Record<Object>>>);
+pub struct Sources(Arc<Vec<Arc<Record<Object>>>>);
 
 impl Sources {
     /// All templates of `state`.
     pub fn of(state: &State) -> Self {
-        Self(
-            state
-                .objects_after(ObjectKind::Template, None)
-                .cloned()
-                .collect(),
-        )
+        let templates = state.objects_after(ObjectKind::Template, None);
+        Self(Arc::new(templates.cloned().collect()))
     }
 
     /// These templates with some written, or taken away where there is no object.
@@ -185,7 +181,7 @@ impl Sources {
             Object::Template(template) => !changed.contains_key(template.name.as_str()),
             _ => false,
         };
-        let mut records = self.0;
+        let mut records = Arc::unwrap_or_clone(self.0);
         records.retain(stays);
         records.extend(changed.values().flatten().map(|object| {
             Arc::new(Record {
@@ -195,7 +191,7 @@ impl Sources {
                 object: (*object).clone(),
             })
         }));
-        Self(records)
+        Self(Arc::new(records))
     }
 
     /// The templates of these names, and those that may include or extend one of them.
@@ -239,7 +235,9 @@ impl Sources {
     }
 
     pub(super) fn same(&self, other: &Self) -> bool {
-        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(a, b)| Arc::ptr_eq(a, b))
+        let equal = |(a, b)| Arc::ptr_eq(a, b);
+        Arc::ptr_eq(&self.0, &other.0)
+            || self.0.len() == other.0.len() && self.0.iter().zip(&*other.0).all(equal)
     }
 
     /// A template's text by name.

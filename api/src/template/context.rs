@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use muster_raft::Cluster;
+use muster_raft::{Cluster, Keyring, Purpose};
 use muster_storage::State;
 use muster_storage::model::{ClientKey, LeaseState, Machine, Member, Sealed};
 use muster_storage::state::{Kept, ParamValue};
@@ -82,6 +82,33 @@ pub(super) struct Secret {
     pub sealed: Sealed,
 }
 
+impl Secret {
+    /// Its value; none when it does not open.
+    pub fn open(&self, keyring: &Keyring) -> Option<Value> {
+        let opened = keyring.open_sealed(Purpose::Params, &self.sealed, &self.place);
+        serde_json::from_slice(&opened.ok()?).ok()
+    }
+}
+
+/// What everybody may see of params, and the rest.
+pub(super) fn split(values: BTreeMap<&str, ParamValue<'_>>) -> (Map<String, Value>, Vec<Secret>) {
+    let mut params = Map::new();
+    let mut secrets = Vec::new();
+    for (name, found) in values {
+        match found.value {
+            Kept::Plain(value) => {
+                params.insert(name.to_owned(), value.clone());
+            }
+            Kept::Sealed(sealed) => secrets.push(Secret {
+                name: name.to_owned(),
+                place: found.from.place(name),
+                sealed: sealed.clone(),
+            }),
+        }
+    }
+    (params, secrets)
+}
+
 /// This node, and all live nodes with this one first.
 pub fn nodes(cluster: &Cluster) -> (NodeView, Vec<NodeView>) {
     let mut peers = cluster.peers();
@@ -113,7 +140,7 @@ pub struct RenderContext<'a> {
     pub node: NodeView,
     /// All live nodes, the answering one first.
     pub nodes: Vec<NodeView>,
-    /// The machine's token, in what it is given itself; absent while none is good.
+    /// The machine's token, in what is for the machine alone.
     pub token: Option<String>,
 }
 
@@ -127,20 +154,7 @@ impl RenderContext<'_> {
         variables.insert("node".to_owned(), self.node.to_value());
         let nodes = self.nodes.iter().map(NodeView::to_value).collect();
         variables.insert("nodes".to_owned(), Value::Array(nodes));
-        let mut params = Map::new();
-        let mut secrets = Vec::new();
-        for (name, found) in values {
-            match found.value {
-                Kept::Plain(value) => {
-                    params.insert(name.to_owned(), value.clone());
-                }
-                Kept::Sealed(sealed) => secrets.push(Secret {
-                    name: name.to_owned(),
-                    place: found.from.place(name),
-                    sealed: sealed.clone(),
-                }),
-            }
-        }
+        let (params, secrets) = split(values);
         variables.insert(PARAMS.to_owned(), Value::Object(params));
         Seen {
             variables: Arc::new(Value::Object(variables)),

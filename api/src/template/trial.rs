@@ -186,9 +186,7 @@ impl<'a> Overlay<'a> {
             machine: Some(machine),
             node: node.clone(),
             nodes: nodes.to_vec(),
-            token: bootenv
-                .is_some_and(|bootenv| bootenv.installs)
-                .then(|| machine_token::HIDDEN.to_owned()),
+            token: Some(machine_token::HIDDEN.to_owned()),
         };
         let params = resolve(Some(machine), |name| self.profile(name), self.declared());
         let seen = context.seen(self.state, params).with_address();
@@ -366,24 +364,42 @@ impl Tried {
 
 /// Renders all texts of these machines, for as long as there is time. Not for an async task.
 pub fn run(cases: Vec<Case>) -> Tried {
+    run_with(cases, Vec::new()).0
+}
+
+/// The same, and other texts with those of the first machine.
+pub fn run_with(cases: Vec<Case>, mut others: Vec<Job>) -> (Tried, Vec<Result<String, Problem>>) {
     let began = Instant::now();
     let mut tried = Tried::done();
+    let mut rendered = Vec::new();
     for case in cases {
-        for text in case.texts {
-            if began.elapsed() > BUDGET {
-                tried.complete = false;
-                return tried;
-            }
-            tried.texts += 1;
-            if let Err(problem) = text.job.run() {
-                tried.failures.push(Failure {
-                    machine: case.machine.clone(),
-                    place: text.place,
-                    problem,
-                });
-            }
+        if began.elapsed() > BUDGET {
+            tried.complete = false;
+            break;
         }
+        let (places, own): (Vec<_>, Vec<_>) = case
+            .texts
+            .into_iter()
+            .map(|text| (text.place, text.job))
+            .unzip();
+        let mut jobs = std::mem::take(&mut others);
+        let count = jobs.len();
+        jobs.extend(own);
+        let mut texts = super::run_all(jobs);
+        let own = texts.split_off(count);
+        rendered.extend(texts);
         tried.machines += 1;
+        tried.texts += own.len();
+        tried
+            .failures
+            .extend(own.into_iter().zip(places).filter_map(|(text, place)| {
+                Some(Failure {
+                    machine: case.machine.clone(),
+                    place,
+                    problem: text.err()?,
+                })
+            }));
     }
-    tried
+    rendered.extend(super::run_all(others));
+    (tried, rendered)
 }

@@ -3,7 +3,8 @@
 //!
 //! A worker is this program, started again; it reads orders from its standard input and writes
 //! answers to its standard output, each a length of four octets, big endian, and JSON. It answers
-//! with nothing when it has compiled new templates, before it renders.
+//! with nothing when it has compiled new templates, before it renders. An order is for several texts,
+//! because going there and back takes longer than most of them.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
@@ -23,8 +24,11 @@ use super::{OUTPUT_MAX, TURNS_MAX, What, render_here};
 /// Sub-command that makes the program a worker.
 pub const COMMAND: &str = "render-worker";
 
-/// How long a text may take.
+/// How long the texts of an order may take.
 const RENDER: Duration = Duration::from_secs(1);
+
+/// How long each text of an order that took too long is asked for by itself.
+const ALL: Duration = Duration::from_secs(1);
 
 /// How long compiling all templates may take, which comes first when they are new to the worker.
 const COMPILE: Duration = Duration::from_secs(4);
@@ -47,46 +51,67 @@ static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 struct Order<'a> {
     /// All templates, if they are not those of the order before.
     texts: Option<Vec<(&'a str, &'a str)>>,
-    context: &'a Value,
-    what: &'a What,
+    wanted: &'a [(&'a Value, &'a What)],
 }
 
 #[derive(Deserialize)]
 struct Received {
     texts: Option<Vec<(String, String)>>,
-    context: Value,
-    what: What,
+    wanted: Vec<(Value, What)>,
 }
+
+/// What comes of each text.
+type Rendered = Vec<Result<String, Problem>>;
 
 /// Renders in processes of `program` from now on, instead of in this one.
 pub fn isolate(program: &Path) {
     let _ = PROGRAM.set(program.to_owned());
 }
 
-/// Renders in a worker; nothing when that is done in this process.
-pub(super) fn render(
-    sources: &Sources,
-    context: &Value,
-    what: &What,
-) -> Option<Result<String, Problem>> {
+/// Renders in a worker, each text with what it sees; nothing when that is done in this process.
+pub(super) fn render(sources: &Sources, wanted: &[(&Value, &What)]) -> Option<Rendered> {
     let program = PROGRAM.get()?;
+    Some(match ask_any(program, sources, wanted) {
+        Ok(answer) => answer,
+        // One of them is at fault: each alone tells.
+        Err(_) if wanted.len() > 1 => {
+            let began = Instant::now();
+            let each = wanted.chunks(1).flat_map(|one| {
+                let answer = match began.elapsed() {
+                    past if past > ALL => Err(Failure::Unreached),
+                    _ => ask_any(program, sources, one),
+                };
+                answer.unwrap_or_else(|failure| vec![Err(failure.problem())])
+            });
+            each.collect()
+        }
+        Err(failure) => vec![Err(failure.problem())],
+    })
+}
+
+fn ask_any(
+    program: &Path,
+    sources: &Sources,
+    wanted: &[(&Value, &What)],
+) -> Result<Rendered, Failure> {
     let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
     // One that ended while it was idle says nothing about this order.
-    let answer = idle.and_then(|worker| match worker.ask(sources, context, what) {
+    let answer = idle.and_then(|worker| match worker.ask(sources, wanted) {
         Err(Failure::Gone(_)) => None,
         answer => Some(answer),
     });
-    let answer = answer.unwrap_or_else(|| {
+    answer.unwrap_or_else(|| {
         let worker = Worker::start(program).map_err(Failure::Start)?;
-        worker.ask(sources, context, what)
-    });
-    Some(answer.unwrap_or_else(|failure| Err(failure.problem())))
+        worker.ask(sources, wanted)
+    })
 }
 
 /// Why there is no answer.
 enum Failure {
     Start(io::Error),
     Late,
+    /// It was not asked for, because others took so long.
+    Unreached,
     /// It ended, in this way if that is known.
     Gone(Option<ExitStatus>),
     TooLong,
@@ -97,6 +122,9 @@ impl Failure {
         Problem::message(match self {
             Self::Start(error) => format!("no process can be started to render it: {error}"),
             Self::Late => format!("it takes longer than {} s", RENDER.as_secs()),
+            Self::Unreached => {
+                "what is rendered before it takes too long: there is no time for it".to_owned()
+            }
             Self::Gone(status) => {
                 let status = status.map_or_else(|| "no status".to_owned(), |it| it.to_string());
                 format!(
@@ -144,20 +172,14 @@ impl Worker {
     }
 
     /// Asks, and keeps the worker for the next order if it is any good still.
-    fn ask(
-        mut self,
-        sources: &Sources,
-        context: &Value,
-        what: &What,
-    ) -> Result<Result<String, Problem>, Failure> {
+    fn ask(mut self, sources: &Sources, wanted: &[(&Value, &What)]) -> Result<Rendered, Failure> {
         let known = self
             .sources
             .as_ref()
             .is_some_and(|known| known.same(sources));
         let order = Order {
             texts: (!known).then(|| sources.texts().collect()),
-            context,
-            what,
+            wanted,
         };
         let order = serde_json::to_vec(&order).map_err(|_| Failure::TooLong)?;
         if order.len() > FRAME_MAX {
@@ -170,7 +192,10 @@ impl Worker {
             self.answer_within(COMPILE)?;
         }
         let answer = self.answer_within(RENDER)?;
-        let answer = serde_json::from_slice(&answer).map_err(|_| self.gone())?;
+        let answer: Rendered = serde_json::from_slice(&answer).map_err(|_| self.gone())?;
+        if answer.len() != wanted.len() {
+            return Err(self.gone());
+        }
         self.sources = Some(sources.clone());
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < TURNS_MAX {
@@ -229,7 +254,10 @@ pub fn work() -> io::Result<()> {
             // What is rendered is timed from here.
             write_frame(&mut answers, &[])?;
         }
-        let answer = render_here(&compiled, &order.context, &order.what);
+        let wanted = order.wanted.iter();
+        let answer: Rendered = wanted
+            .map(|(context, what)| render_here(&compiled, context, what))
+            .collect();
         write_frame(&mut answers, &serde_json::to_vec(&answer)?)?;
     }
     Ok(())

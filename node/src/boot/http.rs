@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::report::report;
 use super::send_file::{Connection, Outbox};
-use super::target::Target;
+use super::target::{Target, without_token};
 use super::tree::{Client, Content, Problem, Tree};
 use super::{DRAIN, metrics};
 
@@ -129,11 +129,14 @@ async fn answer(
             .get(header::USER_AGENT)
             .is_some_and(|agent| agent.as_bytes().starts_with(UEFI_HTTP_BOOT)),
     };
-    let target = Target::parse(head.uri.path(), head.uri.query());
+    let target = Target::parse(head.uri.path(), head.uri.query())
+        .map(|target| target.with_token(bearer(&head.headers)));
     let kind = target.as_ref().map_or("unknown", Target::kind);
     let response = match target {
         None => refusal(StatusCode::NOT_FOUND, "there is nothing at this path"),
-        Some(Target::Report { machine }) => report(&tree, machine, &head, body).await,
+        Some(Target::Report { machine, token }) => {
+            report(&tree, machine, token.as_deref(), &head, body).await
+        }
         Some(target) => get(&tree, &target, client, &head, outbox).await,
     };
     let status = response.status();
@@ -142,11 +145,20 @@ async fn answer(
     response
 }
 
+/// The token in the header of a request (RFC 6750 §2.1).
+fn bearer(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.trim().split_once(' ')?;
+    let is_bearer = scheme.eq_ignore_ascii_case("bearer");
+    is_bearer.then(|| token.trim().to_owned())
+}
+
 fn log(client: IpAddr, uri: &Uri, status: StatusCode) {
-    if status.is_server_error() {
-        tracing::warn!(%client, path = %uri.path(), status = status.as_u16(), "boot request failed");
+    let (path, status) = (without_token(uri.path()), status.as_u16());
+    if status >= 500 {
+        tracing::warn!(%client, %path, status, "boot request failed");
     } else {
-        tracing::debug!(%client, path = %uri.path(), status = status.as_u16(), "boot request");
+        tracing::debug!(%client, %path, status, "boot request");
     }
 }
 
@@ -178,6 +190,7 @@ async fn get(
 pub(super) fn refused(problem: &Problem) -> Response {
     let status = match problem {
         Problem::NotFound(_) => StatusCode::NOT_FOUND,
+        Problem::Private | Problem::Token => StatusCode::FORBIDDEN,
         Problem::Unconfirmed | Problem::Interrupted | Problem::Peers => {
             StatusCode::SERVICE_UNAVAILABLE
         }

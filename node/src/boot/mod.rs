@@ -9,6 +9,7 @@ mod disk;
 pub mod facts;
 mod fence;
 mod http;
+mod metadata;
 pub mod metrics;
 pub mod names;
 mod report;
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use content::Reader;
 pub use facts::Recorder;
-pub use target::Target;
+pub use target::{Target, without_token};
 pub use tree::{Client, Content, Problem, Source, Tree};
 
 /// How the boot service runs.

@@ -7,7 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use muster_api::machine_token;
+use muster_api::machine_token::{self, Grant};
 use muster_storage::command::TokenUse;
 use muster_storage::model::{Status, Verdict};
 use muster_storage::{Actor, Command, Effect, Proposal, Rejection, RequestId};
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::http::{refusal, refused};
-use super::target::parameter;
+use super::target::{TOKEN, parameter};
 use super::tree::Tree;
 
 /// Longest body of a report.
@@ -25,8 +25,14 @@ const REPORT_MAX: usize = 64 * 1024;
 const REPORT_TIME: Duration = Duration::from_secs(15);
 
 /// Takes a machine's callback: its body, or its query.
-pub(super) async fn report(tree: &Tree, machine: Uuid, head: &Parts, body: Body) -> Response {
-    match take(tree, machine, head, body).await {
+pub(super) async fn report(
+    tree: &Tree,
+    machine: Uuid,
+    token: Option<&str>,
+    head: &Parts,
+    body: Body,
+) -> Response {
+    match take(tree, machine, token, head, body).await {
         Ok(text) => (StatusCode::OK, text).into_response(),
         Err(refusal) => refusal,
     }
@@ -35,6 +41,7 @@ pub(super) async fn report(tree: &Tree, machine: Uuid, head: &Parts, body: Body)
 async fn take(
     tree: &Tree,
     machine: Uuid,
+    token: Option<&str>,
     head: &Parts,
     body: Body,
 ) -> Result<&'static str, Response> {
@@ -44,7 +51,7 @@ async fn take(
         Ok(false) => return Err(refusal(StatusCode::NOT_FOUND, "there is no such machine")),
         Err(problem) => return Err(refused(&problem)),
     }
-    let verdict = verdict(tree, machine, head);
+    let verdict = verdict(tree, machine, token, head.uri.query());
     let verdict = verdict.map_err(|(status, why)| refusal(status, why))?;
     let proposal = Proposal {
         request: RequestId(Uuid::new_v4()),
@@ -119,23 +126,25 @@ async fn read(head: &Parts, body: Body) -> Result<Bytes, Response> {
 fn verdict(
     tree: &Tree,
     machine: Uuid,
-    head: &Parts,
+    token: Option<&str>,
+    query: Option<&str>,
 ) -> Result<Option<Verdict>, (StatusCode, &'static str)> {
-    let query = head.uri.query();
-    let bearer = head
-        .headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.trim().split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim().to_owned());
-    let Some(token) = bearer.or_else(|| parameter(query, TOKEN)) else {
+    let Some(token) = token else {
         return Ok(None);
     };
-    let attempt = machine_token::read(tree.cluster(), machine, &token).ok_or((
-        StatusCode::FORBIDDEN,
-        "this token was not given to this machine",
-    ))?;
+    let refused = |why| Err((StatusCode::FORBIDDEN, why));
+    let Ok(keyring) = tree.cluster().keyring() else {
+        return Err((
+            StatusCode::SERVICE_UNAVAILABLE,
+            "this node cannot check tokens now",
+        ));
+    };
+    let attempt = match machine_token::read(&keyring, machine, token) {
+        Some(Grant::Install(attempt)) => attempt,
+        Some(Grant::Boot(until)) if tree.cluster().now() < until => return Ok(None),
+        Some(Grant::Boot(_)) => return refused("this token is over"),
+        None => return refused("this token was not given to this machine"),
+    };
     let status = match parameter(query, "status").as_deref() {
         None | Some("done") => Status::Done,
         Some("failed") => Status::Failed,
@@ -148,9 +157,6 @@ fn verdict(
     };
     Ok(Some(Verdict { attempt, status }))
 }
-
-/// The parameter that shows a token, where no header can be sent.
-const TOKEN: &str = "token";
 
 /// A query as it is kept: reports can be read by people whom the token is not for.
 fn without_token(query: &str) -> Cow<'_, str> {

@@ -1,5 +1,7 @@
 //! The URL layout: what a path means. The same for HTTP and TFTP.
 
+use std::borrow::Cow;
+
 use muster_storage::model::{Mac, Sha256};
 use uuid::Uuid;
 
@@ -29,11 +31,16 @@ pub enum Target {
         machine: Uuid,
         /// Path in it.
         path: String,
+        /// What proves that it is the machine that asks: `/machines/UUID/t/TOKEN/PATH`, for
+        /// clients that put names behind a base URL, or `?token=`.
+        token: Option<String>,
     },
     /// `/machines/UUID/report`
     Report {
         /// Who reports.
         machine: Uuid,
+        /// As that of a file.
+        token: Option<String>,
     },
     /// Anything else: a first-stage loader or what it loads, from the loader directory when it is at
     /// the top, or an artifact by its bare path.
@@ -66,16 +73,34 @@ impl Target {
             Some(("machines", rest)) => {
                 let (uuid, path) = rest.split_once('/')?;
                 let machine = uuid.parse().ok()?;
+                let (token, path) = match path.strip_prefix(SHOWN).map(|rest| rest.split_once('/'))
+                {
+                    Some(Some((token, path))) => (Some(token.to_owned()), path),
+                    Some(None) => return None,
+                    None => (parameter(query, TOKEN), path),
+                };
                 Some(match path {
-                    "report" => Self::Report { machine },
+                    "report" => Self::Report { machine, token },
                     path => Self::File {
                         machine,
                         path: path.to_owned(),
+                        token,
                     },
                 })
             }
             _ => Self::of_loader(path, query),
         }
+    }
+
+    /// With a token that was shown elsewhere, if it takes one: that is the one that counts.
+    #[must_use]
+    pub fn with_token(mut self, shown: Option<String>) -> Self {
+        if let Self::File { token, .. } | Self::Report { token, .. } = &mut self
+            && shown.is_some()
+        {
+            *token = shown;
+        }
+        self
     }
 
     fn script(query: Option<&str>) -> Self {
@@ -110,6 +135,24 @@ impl Target {
             Self::Report { .. } => "report",
             Self::Loader { .. } => "loader",
         }
+    }
+}
+
+/// The parameter that shows a token, where no header can be sent.
+pub(super) const TOKEN: &str = "token";
+
+/// Below a machine, what a token follows.
+const SHOWN: &str = "t/";
+
+/// A path as it may be logged: without the token.
+pub fn without_token(path: &str) -> Cow<'_, str> {
+    let token = path.split_once("machines/").and_then(|(_, machine)| {
+        let (_, rest) = machine.split_once('/')?;
+        rest.strip_prefix(SHOWN)?.split('/').next()
+    });
+    match token {
+        Some(token) if !token.is_empty() => Cow::Owned(path.replace(token, "…")),
+        _ => Cow::Borrowed(path),
     }
 }
 
@@ -207,18 +250,49 @@ mod tests {
     #[test]
     fn machines() {
         let machine = UUID.parse().unwrap_or_default();
-        let file = Target::File {
-            machine,
-            path: "a/hello.cfg".to_owned(),
+        let file = |token: Option<&str>| {
+            Some(Target::File {
+                machine,
+                path: "a/hello.cfg".to_owned(),
+                token: token.map(str::to_owned),
+            })
         };
-        check(&format!("/machines/{UUID}/a/hello.cfg"), None, Some(file));
+        let report = |token: Option<&str>| {
+            let token = token.map(str::to_owned);
+            Some(Target::Report { machine, token })
+        };
+        let (hello, called) = ("a/hello.cfg", "report");
+        check(&format!("/machines/{UUID}/{hello}"), None, file(None));
+        check(&format!("/machines/{UUID}/{called}"), None, report(None));
+        let (query, token) = (Some("token=mbt_1"), Some("mbt_1"));
+        check(&format!("/machines/{UUID}/{hello}"), query, file(token));
+        check(&format!("/machines/{UUID}/{called}"), query, report(token));
         check(
-            &format!("/machines/{UUID}/report"),
+            &format!("/machines/{UUID}/t/mbt_1/{hello}"),
             None,
-            Some(Target::Report { machine }),
+            file(token),
         );
+        check(
+            &format!("/machines/{UUID}/t/mbt_1/{called}"),
+            None,
+            report(token),
+        );
+        check(&format!("/machines/{UUID}/t/mbt_1"), None, None);
         check(&format!("/machines/{UUID}"), None, None);
         check("/machines/m1/hello.cfg", None, None);
+    }
+
+    #[test]
+    fn tokens_are_not_logged() {
+        for (path, logged) in [
+            ("/machines/m/t/mbt_1/a", "/machines/m/t/…/a"),
+            ("machines/m/t/mbt_1", "machines/m/t/…"),
+            ("/machines/m/t/", "/machines/m/t/"),
+            ("/machines/m/a/t/b", "/machines/m/a/t/b"),
+            ("/artifacts/t/b", "/artifacts/t/b"),
+        ] {
+            assert_eq!(without_token(path), logged);
+        }
     }
 
     #[test]

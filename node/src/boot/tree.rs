@@ -1,5 +1,7 @@
 //! What is at a path for a client.
 
+mod addressee;
+mod file;
 mod loader;
 
 use std::io;
@@ -17,7 +19,7 @@ use muster_storage::model::{
     Attempt, Bootenv, Install, LOCAL, LeaseState, Mac, ObjectKind, Settings, Sha256, Step,
 };
 use muster_storage::state::{BootClient, BootTarget};
-use muster_storage::{Revision, State};
+use muster_storage::{Revision, State, Timestamp};
 use sha2::Digest as _;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -84,6 +86,15 @@ pub enum Problem {
     /// This node does not know it, and could not ask the others.
     #[error("this node cannot reach a quorum, and knows nothing of it by itself")]
     Unconfirmed,
+    /// It is for a machine alone, and no token was shown.
+    #[error(
+        "this is for the machine alone: show its token, as `Authorization: Bearer TOKEN` or at \
+         /machines/UUID/t/TOKEN/PATH"
+    )]
+    Private,
+    /// A token was shown that is not good.
+    #[error("this token was not given to this machine, or it is over")]
+    Token,
     /// A template could not be rendered.
     #[error("it cannot be rendered: {0}")]
     Render(template::Problem),
@@ -136,7 +147,11 @@ impl Tree {
             Target::Script { mac } => Ok(self.script(Language::Ipxe, "", *mac, client).await),
             Target::Config(config) => self.config(config, client).await,
             Target::Artifact { path, sha256 } => self.artifact(path, *sha256).await,
-            Target::File { machine, path } => self.file(*machine, path).await,
+            Target::File {
+                machine,
+                path,
+                token,
+            } => self.file(*machine, path, token.as_deref()).await,
             Target::Loader { name } => self.loader(name, client).await,
             Target::Report { .. } => Err(Problem::NotFound("reports are written".to_owned())),
         }
@@ -224,9 +239,10 @@ impl Tree {
         let mut attempt = None;
         let keyring = self.cluster.keyring().ok();
         let keyring = keyring.as_ref();
+        let now = self.cluster.now();
         for _ in 0..ROUNDS {
             let planned = self.cluster.read(|state| {
-                let at = (&self.cluster, &placement);
+                let at = (now, &placement);
                 let work = plan(at, state, mac, nodes, attempt, keyring, heading);
                 (
                     work,
@@ -308,22 +324,25 @@ impl Tree {
                 ..
             } => (kernel, initrds, args, case),
         };
-        if let Some(failure) = failure(case).await {
-            return Task::Hold {
-                lines: vec![failure],
-                wait_secs: script::HOLD_SECS,
-            };
+        let hold = |line: String| Task::Hold {
+            lines: vec![line],
+            wait_secs: script::HOLD_SECS,
+        };
+        let tried = template::on_pool(|| trial::run_with(case.into_iter().collect(), jobs)).await;
+        let (tried, args) = match tried {
+            Ok(tried) => tried,
+            Err(problem) => return hold(format!("the kernel arguments: {problem}")),
+        };
+        if let Some(failure) = tried.failures.first() {
+            return hold(failure.for_machine());
         }
-        match self.render(jobs).await {
+        match args.into_iter().collect::<Result<_, _>>() {
             Ok(args) => Task::Kernel {
                 kernel,
                 initrds,
                 args,
             },
-            Err(problem) => Task::Hold {
-                lines: vec![format!("the kernel arguments: {problem}")],
-                wait_secs: script::HOLD_SECS,
-            },
+            Err(problem) => hold(format!("the kernel arguments: {problem}")),
         }
     }
 
@@ -378,61 +397,6 @@ impl Tree {
             stamp: None,
         })
     }
-
-    async fn file(&self, machine: Uuid, path: &str) -> Result<Content, Problem> {
-        let (node, nodes) = template::nodes(&self.cluster);
-        let confirmed = self.confirm(CONFIRM).await;
-        let job = |state: &State| {
-            let machine = state.machine_with_uuid(machine)?;
-            let bootenv = state.bootenv(&machine.bootenv)?;
-            let file = bootenv.files.iter().find(|file| file.path == path)?;
-            let context = RenderContext {
-                machine: Some(machine),
-                node: node.clone(),
-                nodes: nodes.clone(),
-                token: token(&self.cluster, state, machine.uuid),
-            };
-            let made_of = [
-                (ObjectKind::Template, file.template.as_str()),
-                (ObjectKind::Bootenv, bootenv.name.as_str()),
-            ];
-            let stamp = Stamp::of(state, machine, made_of);
-            Some((Job::named(state, &context, &file.template), stamp))
-        };
-        let mut found = self.cluster.read(job);
-        if found.is_none() && !confirmed {
-            if !self.confirm(CATCH_UP.saturating_sub(CONFIRM)).await {
-                return Err(Problem::Unconfirmed);
-            }
-            found = self.cluster.read(job);
-        }
-        let Some((job, stamp)) = found else {
-            return Err(Problem::NotFound(format!(
-                "machine {machine} boots nothing that has a file `{path}`"
-            )));
-        };
-        let job = match job.has_secrets() {
-            true => job.with_secrets(self.cluster.keyring().map_err(|_| Problem::Interrupted)?),
-            false => job,
-        };
-        let text = self.render(vec![job]).await?;
-        Ok(Content {
-            stamp: Some(stamp),
-            ..text_content(text.concat())
-        })
-    }
-
-    async fn render(&self, jobs: Vec<Job>) -> Result<Vec<String>, Problem> {
-        let render = move || {
-            jobs.into_iter()
-                .map(Job::run)
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let rendered = template::on_pool(render).await;
-        rendered
-            .map_err(|_| Problem::Interrupted)?
-            .map_err(Problem::Render)
-    }
 }
 
 /// What is to be done, as far as the state says.
@@ -469,18 +433,10 @@ impl Work {
     }
 }
 
-/// Why a machine could not go on with what it would fetch; nothing if that cannot be told in time.
-async fn failure(case: Option<Case>) -> Option<String> {
-    let cases = vec![case?];
-    let tried = template::on_pool(|| trial::run(cases)).await.ok()?;
-    let first = tried.failures.first()?;
-    Some(first.for_machine())
-}
-
 /// What the machine with this MAC is to do, for each of the nodes, `attempt` to install it being
 /// open; completes the heading.
 fn plan(
-    (cluster, placement): (&Cluster, &Placement),
+    (now, placement): (Timestamp, &Placement),
     state: &State,
     mac: Mac,
     nodes: &[NodeView],
@@ -499,6 +455,8 @@ fn plan(
         let templates = files.map(|file| (ObjectKind::Template, file.template.as_str()));
         Stamp::of(state, machine, own.into_iter().chain(templates))
     });
+    let machine = plan.machine;
+    let own = machine.is_some_and(|it| addressee::is_of(state, it, heading.address));
     let hold = |reason: &str| {
         Work::Ready(Task::Hold {
             lines: reason.lines().map(str::to_owned).collect(),
@@ -508,6 +466,13 @@ fn plan(
     let bootenv = match plan.target {
         BootTarget::Local => return Ok(Work::Ready(Task::Local(state.local_boot(plan.machine)))),
         BootTarget::Hold { reason } => return Ok(hold(&reason)),
+        BootTarget::Install { .. } if !own => {
+            return Ok(hold(&format!(
+                "an install is ordered, but {} is not an address of this machine: it is told to \
+                 an address that is leased or reserved to it",
+                heading.address
+            )));
+        }
         BootTarget::Install { install, bootenv } => {
             if !attempt.is_some_and(|attempt| install.admits(attempt)) {
                 return Err(Unopened(Box::new(install.clone())));
@@ -532,9 +497,10 @@ fn plan(
         let reason = format!("bootenv {} lacks an artifact", bootenv.name);
         return Ok(hold(&reason));
     };
-    let token = plan
-        .machine
-        .and_then(|machine| token(cluster, state, machine.uuid));
+    let token = machine
+        .zip(keyring)
+        .filter(|_| own)
+        .and_then(|(machine, keyring)| machine_token::issue(state, keyring, machine.uuid, now));
     let argument = |node: &NodeView| {
         let context = RenderContext {
             machine: plan.machine,
@@ -554,13 +520,6 @@ fn plan(
             case.map(Case::files)
         }),
     })
-}
-
-/// The token of a machine that is being installed.
-fn token(cluster: &Cluster, state: &State, machine: Uuid) -> Option<String> {
-    let present = state.active_install(machine)?.present();
-    let token = machine_token::issue(cluster, machine, present)?;
-    state.admits(machine, present).then_some(token)
 }
 
 /// The hardware address behind a leased address.

@@ -37,9 +37,10 @@ pub async fn render(cluster: &Cluster, request: &Request) -> Rendered {
             .collect()
     });
     let rendered = template::on_pool(move || {
-        jobs.into_iter()
-            .map(|(text, job)| (text, job.run().map_err(|problem| problem.to_string())))
-            .collect()
+        let (texts, jobs): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
+        let rendered = template::run_all(jobs).into_iter();
+        let rendered = rendered.map(|text| text.map_err(|problem| problem.to_string()));
+        texts.into_iter().zip(rendered).collect()
     });
     rendered.await.unwrap_or_default()
 }

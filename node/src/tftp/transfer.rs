@@ -19,7 +19,7 @@ use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 
 use crate::boot::facts::OnceSent;
 use crate::boot::script::Language;
-use crate::boot::{Client, Problem, Reader, Target, Tree, metrics};
+use crate::boot::{Client, Problem, Reader, Target, Tree, metrics, without_token};
 
 /// Transfers at a time; each has a socket and a buffer.
 const ACTIVE_MAX: usize = 1024;
@@ -134,6 +134,7 @@ async fn open(tree: Tree, client: Client, path: String) -> Result<Opened, Proble
         Err(problem) => Err(problem),
     };
     let client = client.address;
+    let path = &*without_token(&path);
     match &opened {
         Ok((_, length, _)) => tracing::debug!(%client, path, length, "TFTP request"),
         // Firmware asks for files that may not be there: nothing to worry about.

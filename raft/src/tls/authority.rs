@@ -14,7 +14,6 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
-use ring::hmac;
 use rustls::pki_types::CertificateSigningRequestDer;
 use sha2::{Digest, Sha256 as Hasher};
 use uuid::Uuid;
@@ -76,25 +75,6 @@ impl Sealer {
         ChaCha20Poly1305::new(&self.key.into())
             .decrypt(Nonce::from_slice(nonce), payload)
             .map_err(|_| bad())
-    }
-
-    /// Authenticates `message`, for this purpose and no other: 32 octets that only members make.
-    pub fn authenticate(&self, purpose: &str, message: &[u8]) -> Vec<u8> {
-        hmac::sign(&self.derived(purpose), message)
-            .as_ref()
-            .to_vec()
-    }
-
-    /// Whether [`Sealer::authenticate`] made `tag`, in a time that does not tell how wrong it is.
-    pub fn is_authentic(&self, purpose: &str, message: &[u8], tag: &[u8]) -> bool {
-        hmac::verify(&self.derived(purpose), message, tag).is_ok()
-    }
-
-    /// A key for one purpose (RFC 5869 §2.3, its first block).
-    fn derived(&self, purpose: &str) -> hmac::Key {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.key);
-        let info = [b"muster ", purpose.as_bytes(), &[1]].concat();
-        hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&key, &info).as_ref())
     }
 }
 
