@@ -139,7 +139,7 @@ fn of_file(file: Arc<File>, arriving: Option<Arriving>, range: Range<u64>, hand:
             Hand::Copy => disk::read(&file, left.start, length).await?,
             Hand::Send(outbox) => {
                 disk::warm(&file, left.start, length).await?;
-                outbox.chunk(Arc::clone(&file), left.start, length)
+                outbox.chunk(Arc::clone(&file), left.clone())
             }
         };
         Ok(Some((chunk, (file, arriving, end..left.end, hand))))

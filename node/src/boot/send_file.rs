@@ -9,12 +9,14 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use rustix::io::Errno;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -39,6 +41,8 @@ struct Piece {
     file: Arc<File>,
     at: u64,
     left: usize,
+    /// Whether nothing of the file comes after it.
+    last: bool,
 }
 
 impl Outbox {
@@ -46,16 +50,23 @@ impl Outbox {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A chunk in whose place the octets of a file from `at` on are sent: `length` of them, but not
-    /// more than [`CHUNK`].
-    pub fn chunk(&self, file: Arc<File>, at: u64, length: usize) -> Bytes {
-        let left = length.min(CHUNK);
-        self.lock().push_back(Piece { file, at, left });
+    /// A chunk in whose place the octets of a file from `part.start` on are sent: all of `part`, but
+    /// not more than [`CHUNK`].
+    pub fn chunk(&self, file: Arc<File>, part: Range<u64>) -> Bytes {
+        let length = part.end.saturating_sub(part.start);
+        let left = usize::try_from(length).unwrap_or(CHUNK).min(CHUNK);
+        self.lock().push_back(Piece {
+            file,
+            at: part.start,
+            left,
+            last: left as u64 == length,
+        });
         Bytes::from_static(&HOLE[..left])
     }
 
-    /// Sends some of the next piece, at most `length` octets, if the socket takes any.
-    fn send(&self, stream: &TcpStream, length: usize) -> io::Result<usize> {
+    /// Sends some of the next piece, at most `length` octets, if the socket takes any; and whether
+    /// that was the end of the file.
+    fn send(&self, stream: &TcpStream, length: usize) -> io::Result<(usize, bool)> {
         let mut pieces = self.lock();
         let unfit = || io::Error::other("a chunk has nothing to be sent in its place");
         let piece = pieces.front_mut().ok_or_else(unfit)?;
@@ -71,10 +82,11 @@ impl Outbox {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, cut));
         }
         piece.left = piece.left.saturating_sub(sent);
+        let ended = piece.last && piece.left == 0;
         if piece.left == 0 {
             pieces.pop_front();
         }
-        Ok(sent)
+        Ok((sent, ended))
     }
 }
 
@@ -83,25 +95,43 @@ impl Outbox {
 pub struct Connection {
     stream: TcpStream,
     outbox: Outbox,
+    corked: bool,
 }
 
 impl Connection {
     /// Sends what `outbox` gets in its place.
     pub fn new(stream: TcpStream, outbox: Outbox) -> Self {
-        Self { stream, outbox }
+        Self {
+            stream,
+            outbox,
+            corked: false,
+        }
     }
 
-    fn poll_send(&self, context: &mut Context<'_>, length: usize) -> Poll<io::Result<usize>> {
+    /// Whether the kernel gathers octets into full segments, as it does until the end of a file:
+    /// without it each 64 KiB are pushed out by themselves.
+    fn cork(&mut self, corked: bool) {
+        if self.corked != corked {
+            // What it is for is speed alone.
+            let _ = SockRef::from(&self.stream).set_tcp_cork(corked);
+            self.corked = corked;
+        }
+    }
+
+    fn poll_send(&mut self, context: &mut Context<'_>, length: usize) -> Poll<io::Result<usize>> {
+        self.cork(true);
         loop {
             ready!(self.stream.poll_write_ready(context))?;
             let send = || self.outbox.send(&self.stream, length);
             match self.stream.try_io(Interest::WRITABLE, send) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 sent => {
-                    if let Ok(sent) = sent {
-                        metrics::sent(sent as u64);
+                    let (sent, ended) = sent?;
+                    metrics::sent(sent as u64);
+                    if ended {
+                        self.cork(false);
                     }
-                    return Poll::Ready(sent);
+                    return Poll::Ready(Ok(sent));
                 }
             }
         }
