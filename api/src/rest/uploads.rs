@@ -21,6 +21,7 @@ use super::DONE;
 use super::artifacts::publish;
 use super::extract::{Key, On, text};
 use super::incoming::{Sink, disk, pour, thread_failed};
+use super::write::Caller;
 use crate::problem::Problem;
 use crate::{App, Shared};
 
@@ -151,20 +152,27 @@ fn unknown(id: &str) -> Problem {
     Problem::new("not_found", detail)
 }
 
-fn parse(id: &str) -> Result<Uuid, Problem> {
-    id.parse().map_err(|_| unknown(id))
+/// An upload of this caller. Who writes to it is interrupted, so that it stays as it is.
+async fn take(
+    app: &App,
+    caller: &Caller,
+    id: &str,
+    headers: &HeaderMap,
+) -> Result<Upload, Problem> {
+    check_version(headers)?;
+    let parsed: Uuid = id.parse().map_err(|_| unknown(id))?;
+    let upload = app.cluster.take_upload(parsed, &caller.actor.0).await;
+    upload.ok_or_else(|| unknown(id))
 }
 
-/// How far an upload has got. Who writes to it is interrupted, so that it stays so.
+/// How far an upload has got.
 async fn look(
     State(app): State<Shared>,
     On(caller): On,
     Key(id): Key,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    check_version(&headers)?;
-    let upload = app.cluster.take_upload(parse(&id)?, &caller.actor.0).await;
-    let upload = upload.ok_or_else(|| unknown(&id))?;
+    let upload = take(&app, &caller, &id, &headers).await?;
     let mut response = StatusCode::OK.into_response();
     let size = upload.note().size;
     describe(response.headers_mut(), upload.length(), Some(size));
@@ -180,14 +188,12 @@ async fn append(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    check_version(&headers)?;
     if text(&headers, header::CONTENT_TYPE)? != Some(MEDIA_TYPE) {
         let detail = format!("octets of an upload are sent as {MEDIA_TYPE}");
         return Err(Problem::new("malformed", detail));
     }
     let offset = number(&headers, UPLOAD_OFFSET)?;
-    let upload = app.cluster.take_upload(parse(&id)?, &caller.actor.0).await;
-    let upload = upload.ok_or_else(|| unknown(&id))?;
+    let upload = take(&app, &caller, &id, &headers).await?;
     if offset != upload.length() {
         let detail = format!("the upload has got to {}, not to {offset}", upload.length());
         return Err(Problem::new("conflict", detail).with("offset", upload.length()));
@@ -215,11 +221,7 @@ async fn append(
 }
 
 /// Makes an artifact of an upload that is whole.
-async fn complete(
-    app: &App,
-    caller: super::write::Caller,
-    mut upload: Upload,
-) -> Result<Upload, Problem> {
+async fn complete(app: &App, caller: Caller, mut upload: Upload) -> Result<Upload, Problem> {
     let note = upload.note().clone();
     // From now on until something names it.
     let _kept = app.cluster.keep_blob(note.sha256);
@@ -268,9 +270,7 @@ async fn give_up(
     Key(id): Key,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    check_version(&headers)?;
-    let upload = app.cluster.take_upload(parse(&id)?, &caller.actor.0).await;
-    let upload = upload.ok_or_else(|| unknown(&id))?;
+    let upload = take(&app, &caller, &id, &headers).await?;
     forget(&app, upload.id()).await;
     Ok((DONE, [(RESUMABLE, VERSION)]).into_response())
 }

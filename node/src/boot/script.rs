@@ -76,6 +76,11 @@ pub enum Task {
         /// How long to wait.
         wait_secs: u32,
     },
+    /// The same, after asking for an address: this one is not the machine's.
+    Readdress {
+        /// What stands in the way.
+        lines: Vec<String>,
+    },
     /// Boot a kernel.
     Kernel {
         /// The kernel.
@@ -106,6 +111,14 @@ impl File {
         let some = nodes.iter().any(has);
         let named = nodes.iter().enumerate();
         named.filter(|(_, node)| !some || has(node)).collect()
+    }
+
+    /// Whom to ask for it when it is the turn of the node at `position`: that one, or the first after
+    /// it that may have the file.
+    fn giver<'n>(&self, nodes: &'n [NodeView], position: usize) -> Option<&'n NodeView> {
+        let givers = self.givers(nodes);
+        let next = givers.iter().find(|(at, _)| *at >= position);
+        next.or(givers.first()).map(|(_, node)| *node)
     }
 }
 
@@ -139,6 +152,7 @@ pub fn text(heading: &Heading, task: &Task, nodes: &[NodeView]) -> String {
         Task::Identify => script.identify(),
         Task::Local(how) => script.local(heading, *how),
         Task::Hold { lines, wait_secs } => script.hold(heading, lines, *wait_secs),
+        Task::Readdress { lines } => script.readdress(heading, lines),
         Task::Kernel {
             kernel,
             initrds,
@@ -249,11 +263,21 @@ impl<'a> Script<'a> {
     }
 
     fn hold(&mut self, heading: &Heading, lines: &[String], wait_secs: u32) {
+        self.say(heading, lines);
+        self.again(wait_secs);
+    }
+
+    fn readdress(&mut self, heading: &Heading, lines: &[String]) {
+        self.say(heading, lines);
+        self.line("ifconf -c dhcp ||");
+        self.again(RETRY_SECS);
+    }
+
+    fn say(&mut self, heading: &Heading, lines: &[String]) {
         self.echo(&waiting(heading));
         for line in lines {
             self.echo(line);
         }
-        self.again(wait_secs);
     }
 
     /// The kernel comes last: its command line may name the node, which then has just answered.

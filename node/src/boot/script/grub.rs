@@ -38,11 +38,13 @@ pub(super) fn text(heading: &Heading, task: &Task, nodes: &[NodeView]) -> String
         Task::Identify => again(&mut script, heading, nodes, RETRY_SECS),
         Task::Local(how) => local(&mut script, heading, *how),
         Task::Hold { lines, wait_secs } => {
-            echo(&mut script, &waiting(heading));
-            for line in lines {
-                echo(&mut script, line);
-            }
+            say(&mut script, heading, lines);
             again(&mut script, heading, nodes, *wait_secs);
+        }
+        Task::Readdress { lines } => {
+            say(&mut script, heading, lines);
+            line(&mut script, "net_dhcp");
+            again(&mut script, heading, nodes, RETRY_SECS);
         }
         Task::Kernel {
             kernel,
@@ -53,8 +55,9 @@ pub(super) fn text(heading: &Heading, task: &Task, nodes: &[NodeView]) -> String
                 &mut script,
                 &format!("{} boots {}", named(heading), kernel.path),
             );
-            for (node, args) in nodes.iter().zip(args) {
-                boot(&mut script, node, kernel, initrds, args);
+            for (position, args) in args.iter().enumerate().take(nodes.len()) {
+                let artifact = |file: &File| artifact(file, nodes, position);
+                boot(&mut script, artifact, kernel, initrds, args);
             }
             echo(
                 &mut script,
@@ -76,6 +79,13 @@ fn echo(script: &mut String, words: &str) {
     let _ = writeln!(script, "echo {words}");
 }
 
+fn say(script: &mut String, heading: &Heading, lines: &[String]) {
+    echo(script, &waiting(heading));
+    for line in lines {
+        echo(script, line);
+    }
+}
+
 /// As one word, whatever is in it.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
@@ -89,18 +99,26 @@ fn on(node: &NodeView, path: &str) -> String {
     format!("(tftp,{server})/{path}")
 }
 
-fn boot(script: &mut String, node: &NodeView, kernel: &File, initrds: &[File], args: &str) {
-    let artifact = |file: &File| {
-        let path = format!("artifacts/{}?sha256={}", file.path, file.sha256);
-        quoted(&on(node, &path))
-    };
+fn artifact(file: &File, nodes: &[NodeView], position: usize) -> String {
+    let path = format!("artifacts/{}?sha256={}", file.path, file.sha256);
+    let giver = file.giver(nodes, position);
+    quoted(&giver.map_or_else(|| path.clone(), |node| on(node, &path)))
+}
+
+fn boot(
+    script: &mut String,
+    artifact: impl Fn(&File) -> String,
+    kernel: &File,
+    initrds: &[File],
+    args: &str,
+) {
     let mut words = vec!["linux".to_owned(), artifact(kernel)];
     words.extend(arguments(args).iter().map(|word| quoted(word)));
     let _ = writeln!(script, "if {}; then", words.join(" "));
     if initrds.is_empty() {
         line(script, "  boot");
     } else {
-        let initrds: Vec<String> = initrds.iter().map(artifact).collect();
+        let initrds: Vec<String> = initrds.iter().map(&artifact).collect();
         let _ = writeln!(script, "  if initrd {}; then", initrds.join(" "));
         line(script, "    boot");
         line(script, "  fi");

@@ -23,6 +23,8 @@ pub(super) fn text(heading: &Heading, task: &Task, nodes: &[NodeView]) -> String
         Task::Identify => hold(&mut config, heading, nodes, &[], RETRY_SECS),
         Task::Local(how) => local(&mut config, heading, *how),
         Task::Hold { lines, wait_secs } => hold(&mut config, heading, nodes, lines, *wait_secs),
+        // It asks for no address: whoever sits there has to switch the machine on again.
+        Task::Readdress { lines } => hold(&mut config, heading, nodes, lines, HOLD_SECS),
         Task::Kernel {
             kernel,
             initrds,
@@ -135,9 +137,9 @@ fn entry(
     initrds: &[File],
     args: &str,
 ) -> Result<String, String> {
-    let server = nodes.first().map(|node| node.address.to_string());
-    let server = server.unwrap_or_default();
     let name = |file: &File| {
+        let server = file.giver(nodes, 0).map(|node| node.address.to_string());
+        let server = server.unwrap_or_default();
         let name = format!("{server}::/artifacts/{}?sha256={}", file.path, file.sha256);
         let bad = |c: char| c.is_whitespace() || c == ',';
         if name.len() > NAME_MAX || file.path.contains(bad) {

@@ -63,6 +63,32 @@ fn a_node_that_lacks_a_file_is_not_named_for_it_while_another_may_have_it() {
     assert_eq!(script(&["a", "b"]), "abab", "else nothing would be left");
 }
 
+#[test]
+fn other_loaders_are_not_sent_to_a_node_that_lacks_a_file() {
+    let script = |language: Language, lacking: &[&str]| {
+        let mut kernel = file("lab/vmlinuz");
+        kernel.lacking = lacking.iter().map(|name| (*name).to_owned()).collect();
+        let task = Task::Kernel {
+            kernel,
+            initrds: vec![file("lab/initrd.img")],
+            args: vec!["of=a".to_owned(), "of=b".to_owned()],
+        };
+        let script = render(language, &heading(Some("m1")), &task, &nodes());
+        let names = script
+            .split_whitespace()
+            .filter(|word| word.contains("artifacts/"));
+        let named = names.map(|name| if name.contains("10.77.0.1") { "a" } else { "b" });
+        named.collect::<String>()
+    };
+    // Kernel and initrd, of each node in turn.
+    assert_eq!(script(Language::Grub, &[]), "aabb");
+    assert_eq!(script(Language::Grub, &["a"]), "babb");
+    assert_eq!(script(Language::Grub, &["b"]), "aaab");
+    assert_eq!(script(Language::Grub, &["a", "b"]), "aabb");
+    assert_eq!(script(Language::Pxelinux, &["a"]), "ba");
+    assert_eq!(script(Language::Pxelinux, &["b"]), "aa");
+}
+
 /// With the digest shortened, for lines that people can read.
 fn check(heading: &Heading, task: &Task, expected: &str) {
     let digest = "ab".repeat(32);

@@ -1,0 +1,190 @@
+//! What was seen of a machine.
+
+use super::*;
+
+#[test]
+fn facts_are_kept_apart_and_joined_by_machine() {
+    let mut world = World::new();
+    world.order(3);
+    let address = [10, 77, 0, 50].into();
+    world.saw(A, Step::Offered { address });
+    world.saw(B, Step::Bound { address });
+    let loader = "snponly.efi".to_owned();
+    world.saw(A, Step::Loader { name: loader });
+    world.open(B);
+    world.open(B);
+    world.saw(A, kernel());
+    let order = world.install().order;
+    world.report(order, 1, Status::Done);
+    let told: Vec<_> = world
+        .timeline()
+        .facts
+        .iter()
+        .map(|fact| (fact.node, fact.times, fact.step.clone()))
+        .collect();
+    assert_eq!(told.len(), 7, "{told:#?}");
+    assert!(matches!(
+        &told[3],
+        (Some(B), 2, Step::Script { boots, attempt: Some(1), .. }) if boots == "deb"
+    ));
+    assert!(matches!(&told[5], (Some(A), 1, Step::Reported)));
+    assert!(matches!(
+        &told[6],
+        (
+            Some(A),
+            1,
+            Step::Install {
+                phase: InstallPhase::Installed,
+                ..
+            }
+        )
+    ));
+}
+
+#[test]
+fn the_last_facts_are_kept() {
+    let mut world = World::new();
+    for last in 0..=255 {
+        let address = [10, 77, 0, last].into();
+        world.saw(A, Step::Bound { address });
+    }
+    let facts = &world.timeline().facts;
+    assert_eq!(facts.len(), FACTS_MAX);
+    let last = Step::Bound {
+        address: [10, 77, 0, 255].into(),
+    };
+    assert_eq!(facts.last().unwrap().step, last);
+    let seen = Seen {
+        machine: M1,
+        at: world.now,
+        step: last,
+    };
+    let seen = vec![seen; Command::SEEN_MAX + 1];
+    assert_eq!(
+        code(world.propose(Command::Saw { node: A, seen })),
+        "invalid"
+    );
+}
+
+fn script(boots: &str) -> Step {
+    Step::Script {
+        boots: boots.into(),
+        revision: Revision(0),
+        attempt: None,
+    }
+}
+
+#[test]
+fn a_boot_that_comes_to_nothing_is_told_of_once() {
+    const STALL: u64 = 900;
+    let stalled = |world: &World| world.state.stalled_boots(world.now).count();
+    let tell = |world: &mut World| {
+        let (machine, node) = (M1, A);
+        world
+            .propose(Command::BootStalled { machine, node })
+            .unwrap();
+    };
+    let mut world = World::new();
+    // What waits or boots its disk is not under way.
+    for boots in ["hold", "local"] {
+        world.saw(A, script(boots));
+        world.pass(STALL);
+        assert_eq!(stalled(&world), 0, "{boots}");
+    }
+    world.saw(A, script("live"));
+    world.pass(STALL - 1);
+    assert_eq!(stalled(&world), 0);
+    tell(&mut world);
+    assert!(world.told.is_empty(), "too early");
+    // Reading the script again is no progress, an initrd is.
+    world.saw(B, script("live"));
+    world.pass(1);
+    assert_eq!(stalled(&world), 1);
+    world.saw(B, Step::Initrd { path: "k".into() });
+    assert_eq!(stalled(&world), 0);
+    world.pass(STALL);
+    assert_eq!(stalled(&world), 1);
+    tell(&mut world);
+    tell(&mut world);
+    assert_eq!(world.told, ["boot_stalled"]);
+    assert_eq!(stalled(&world), 0);
+    world.saw(B, script("live"));
+    world.pass(STALL);
+    assert_eq!(stalled(&world), 0, "it was told");
+    // Power-cycled, it comes to its kernel, and is out of sight.
+    world.saw(
+        A,
+        Step::Bound {
+            address: [10, 77, 0, 50].into(),
+        },
+    );
+    world.saw(A, script("live"));
+    world.saw(A, kernel());
+    world.pass(STALL);
+    assert_eq!(stalled(&world), 0);
+    assert_eq!(world.told.len(), 1);
+}
+
+#[test]
+fn an_install_is_under_way_until_it_has_ended() {
+    let mut world = World::new();
+    let order = world.order(3);
+    world.pass(10_000);
+    assert_eq!(
+        world.state.stalled_boots(world.now).count(),
+        0,
+        "not on yet"
+    );
+    assert_eq!(world.boot(A), 1);
+    world.pass(900);
+    assert_eq!(
+        world.state.stalled_boots(world.now).collect::<Vec<_>>(),
+        [M1]
+    );
+    world
+        .propose(Command::BootStalled {
+            machine: M1,
+            node: B,
+        })
+        .unwrap();
+    assert_eq!(world.told, ["boot_stalled"]);
+    // It was only slow.
+    assert_eq!(world.report(order, 1, Status::Done), TokenUse::Used);
+    world.pass(10_000);
+    assert_eq!(world.state.stalled_boots(world.now).count(), 0);
+    let off = Settings {
+        boot_stall_secs: 0,
+        ..Settings::default()
+    };
+    world.put(Object::Settings(off));
+    world.order(3);
+    world.boot(A);
+    world.pass(1_000_000);
+    assert_eq!(world.state.stalled_boots(world.now).count(), 0);
+}
+
+#[test]
+fn people_are_told_what_failed() {
+    let mut world = World::new();
+    world.order(1);
+    assert_eq!([world.boot(A), world.boot(A)], [1, 0]);
+    let told = world
+        .state
+        .events_after(Revision(0))
+        .unwrap()
+        .find_map(|change| match &change.subject {
+            Subject::Alert(alert) => Some(alert.trouble.clone()),
+            _ => None,
+        });
+    let Some(Trouble::InstallFailed {
+        bootenv,
+        attempts,
+        why,
+        ..
+    }) = told
+    else {
+        panic!("{told:?}");
+    };
+    assert_eq!((bootenv.as_str(), attempts), ("deb", 1));
+    assert!(why.contains("once more after 1 of 1 attempts"), "{why}");
+}
