@@ -32,12 +32,16 @@ pub enum Grant {
 /// The token for a machine now: of the attempt to install it that is open, or of a boot that begins
 /// now. Absent when the cluster has no keyring.
 pub fn issue(state: &State, keyring: &Keyring, machine: Uuid, now: Timestamp) -> Option<String> {
-    let open = state.active_install(machine).map(|it| it.present());
-    let grant = match open.filter(|attempt| state.admits(machine, *attempt)) {
+    let grant = match open_attempt(state, machine) {
         Some(attempt) => Grant::Install(attempt),
         None => Grant::Boot(end_of_boot(now)),
     };
     text(keyring, machine, grant)
+}
+
+fn open_attempt(state: &State, machine: Uuid) -> Option<Attempt> {
+    let present = state.active_install(machine)?.present();
+    Some(present).filter(|attempt| state.admits(machine, *attempt))
 }
 
 /// The token that grants this to a machine; absent when the cluster has no keyring.
@@ -78,7 +82,10 @@ pub fn is_good(cluster: &Cluster, machine: Uuid, token: &str) -> bool {
     };
     match read(&keyring, machine, token) {
         Some(Grant::Install(attempt)) => cluster.read(|state| state.admits(machine, attempt)),
-        Some(Grant::Boot(until)) => cluster.now() < until,
+        // What is read while a machine is installed is for who installs it.
+        Some(Grant::Boot(until)) => {
+            cluster.now() < until && cluster.read(|state| open_attempt(state, machine).is_none())
+        }
         None => false,
     }
 }

@@ -194,8 +194,16 @@ async fn a_new_key_seals_all_anew() {
         {"kind": "machine", "name": "m1", "macs": ["52:54:00:00:00:50"], "params": {"pw": "own"}},
     ]);
     api.apply(&objects).await.expect(200);
+    // A lock keeps the machine as it is, and that it stays.
+    let lock = format!("{M1}/lock");
+    api.put(&lock, &json!({"reason": "in use"}))
+        .await
+        .expect(200);
     let answer = api.post("/api/v1/cluster/rotate-keys", &json!({})).await;
     assert_eq!(answer.expect(200).json(), json!({"key": 2, "sealed": 3}));
+    let other = json!({"params": {"pw": "other"}});
+    api.patch(M1, &other).await.problem(423);
+    api.delete(&lock).await.expect(204);
     let left = api.cluster.read(|state| {
         let keys = state.cluster().unwrap().keyring.iter();
         (

@@ -5,6 +5,7 @@
 mod support;
 
 use muster_raft::Purpose;
+use muster_storage::{Command, State};
 use serde_json::{Value, json};
 use support::{MAC, Site, UUID};
 
@@ -16,13 +17,14 @@ async fn site() -> Site {
     site.artifact("live/vmlinuz", b"kernel").await;
     let keyring = site.cluster.keyring().unwrap();
     let sealed = keyring.seal(Purpose::Params, br#""hunter2""#, "machine m1 param pw");
-    let files = ["open", "secret", "instead"];
+    let files = ["open", "secret", "instead", "maybe"];
     let files = files.map(|name| json!({"path": name, "template": name}));
     for object in [
         json!({"param": {"name": "pw", "secure": true}}),
         json!({"template": {"name": "open", "contents": "for {{ machine.name }}"}}),
         json!({"template": {"name": "secret", "contents": "pw {{ params.pw }}"}}),
         json!({"template": {"name": "instead", "contents": "pw {{ params.pw | default(value='none') }}"}}),
+        json!({"template": {"name": "maybe", "contents": "{% if machine.token %}token {{ machine.token }}{% endif %}"}}),
         json!({"template": {"name": "own", "contents": "told {{ params.pw }}"}}),
         json!({"bootenv": {"name": "live", "kernel": "live/vmlinuz",
             "kernel_args": "ds=nocloud;s={{ machine.url }}/t/{{ machine.token }}/ token={{ machine.token }}",
@@ -109,13 +111,15 @@ async fn files_with_secrets_are_for_the_machine() {
         ("secret", None, "pw hunter2"),
         // It could be rendered for everybody, but not as its author meant it.
         ("instead", None, "pw hunter2"),
+        ("maybe", None, "token "),
     ] {
         let answer = site.get(&format!("/machines/{UUID}/{name}")).await;
         match open {
             Some(text) => assert_eq!(answer.ok_text(), text),
             None => assert_eq!(answer.status, 403, "{name}"),
         }
-        assert_eq!(site.get(&path(&token, name)).await.ok_text(), private);
+        let text = site.get(&path(&token, name)).await.ok_text();
+        assert!(text.starts_with(private), "{text}");
     }
 }
 
@@ -140,6 +144,17 @@ async fn token_is_told_to_the_address_of_the_machine_only() {
 }
 
 #[tokio::test]
+async fn machine_that_has_a_lease_is_asked_for_from_nowhere_else() {
+    let site = site().await;
+    let elsewhere = json!({"subnet": {"name": "far", "cidr": "10.9.0.0/24",
+        "pools": ["10.9.0.5-10.9.0.9"]}});
+    site.apply(&elsewhere.to_string()).await;
+    assert!(token(&site).await.is_some());
+    site.lease_in("10.9.0.5", MAC).await;
+    assert_eq!(token(&site).await, None);
+}
+
+#[tokio::test]
 async fn address_that_is_kept_for_the_machine_is_its_own() {
     let site = site().await;
     site.lease("127.0.0.2", OTHER).await;
@@ -147,6 +162,57 @@ async fn address_that_is_kept_for_the_machine_is_its_own() {
     let kept = json!({"reservation": {"address": "127.0.0.1", "machine": UUID}});
     site.apply(&kept.to_string()).await;
     assert!(token(&site).await.is_some());
+}
+
+#[tokio::test]
+async fn token_of_a_boot_tells_nothing_of_an_install() {
+    let site = site().await;
+    let boot = token(&site).await.unwrap();
+    let file = path(&boot, "given");
+    for object in [
+        json!({"template": {"name": "given", "contents": "{{ machine.token }}"}}),
+        json!({"bootenv": {"name": "installer", "kernel": "live/vmlinuz", "installs": true,
+            "kernel_args": "token={{ machine.token }}",
+            "files": [{"path": "given", "template": "given"}]}}),
+    ] {
+        site.apply(&object.to_string()).await;
+    }
+    site.propose(Command::OrderInstall {
+        machine: UUID.parse().unwrap(),
+        bootenv: "installer".into(),
+        attempts: None,
+    })
+    .await;
+    assert_eq!(site.get(&file).await.ok_text(), boot, "what was shown");
+    let install = token(&site).await.unwrap();
+    assert!(install.starts_with("mmt_"), "{install}");
+    assert_eq!(site.get(&file).await.status, 403);
+    assert_eq!(site.get(&path(&install, "given")).await.ok_text(), install);
+}
+
+#[tokio::test]
+async fn install_waits_for_an_address_of_the_machine() {
+    let site = site().await;
+    site.apply(
+        &json!({"bootenv": {"name": "installer", "kernel": "live/vmlinuz", "installs": true}})
+            .to_string(),
+    )
+    .await;
+    site.lease("127.0.0.1", OTHER).await;
+    site.propose(Command::OrderInstall {
+        machine: UUID.parse().unwrap(),
+        bootenv: "installer".into(),
+        attempts: None,
+    })
+    .await;
+    let script = site.get(&format!("/boot.ipxe?mac={MAC}")).await.ok_text();
+    assert!(
+        script.contains("127.0.0.1 is not an address of this machine"),
+        "{script}"
+    );
+    assert!(script.contains("\nifconf -c dhcp ||\n:wait\n"), "{script}");
+    let attempts = |state: &State| state.install(UUID.parse().unwrap()).unwrap().attempt;
+    assert_eq!(site.cluster.read(attempts), 0, "none is used up");
 }
 
 #[tokio::test]

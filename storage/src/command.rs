@@ -79,6 +79,9 @@ pub enum PutMode {
     Replace,
     /// Either.
     Apply,
+    /// Refuse if it does not, or if more than the keys of its secrets changes: then it is done to
+    /// locked machines as well.
+    Reseal,
 }
 
 /// A write. Every variant is applied by `State::apply` alone.

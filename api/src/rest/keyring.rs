@@ -21,6 +21,18 @@ pub async fn rotate(
     State(app): State<Shared>,
     On(caller): On,
 ) -> Result<axum::Json<Value>, Problem> {
+    let installed = app.cluster.read(|state| {
+        let install = state.open_install()?;
+        let machine = state.machine_with_uuid(install.machine)?;
+        Some(machine.name.clone())
+    });
+    if let Some(machine) = installed {
+        let detail = format!(
+            "machine `{machine}` is being installed, and would not be known by its token any more: \
+             wait until it is done, or `muster machines cancel {machine}`"
+        );
+        return Err(Problem::new("conflict", detail));
+    }
     tracing::info!(actor = caller.actor.0, "rotating the keyring");
     let caller = caller.without_key();
     let key = app.cluster.add_key(caller.actor.clone()).await?;
@@ -72,7 +84,7 @@ async fn reseal_some(app: &App, caller: Caller, key: u32) -> Result<usize, Probl
             key: object.key(),
             revision: record.revision,
         });
-        let mode = PutMode::Replace;
+        let mode = PutMode::Reseal;
         commands.push(Command::Put { object, mode });
     }
     write(app, caller, None, Command::Many(commands)).await?;

@@ -28,6 +28,9 @@ pub struct Problem {
     pub message: String,
     /// The param that has no value.
     pub param: Option<String>,
+    /// Whether it says nothing of this text, but that others took the time that there was for it.
+    #[serde(default)]
+    pub unreached: bool,
     /// Octets of the text that are meant.
     pub(super) range: Option<Box<Range<usize>>>,
 }
@@ -56,6 +59,20 @@ impl Problem {
         Self {
             message: message.into(),
             ..Self::default()
+        }
+    }
+
+    /// As everybody may read it: what the engine says quotes values, which may be secrets.
+    #[must_use]
+    pub fn told_to_all(self, has_secrets: bool) -> Self {
+        match has_secrets && self.param.is_none() {
+            true => Self {
+                message: "it fails, and why is not told here, for the secrets that are in it: \
+                          `muster render` tells"
+                    .to_owned(),
+                ..self
+            },
+            false => self,
         }
     }
 

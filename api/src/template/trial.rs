@@ -60,6 +60,8 @@ pub struct Failure {
     pub place: String,
     /// Why.
     pub problem: Problem,
+    /// Whether the text may have secrets in it.
+    pub has_secrets: bool,
 }
 
 impl Failure {
@@ -79,9 +81,10 @@ impl Failure {
         })
     }
 
-    /// As a problem of the machine.
+    /// As a problem of the machine, which everybody may read.
     pub fn for_machine(&self) -> String {
-        format!("{}: {}", self.place, self.problem)
+        let problem = self.problem.clone().told_to_all(self.has_secrets);
+        format!("{}: {problem}", self.place)
     }
 }
 
@@ -377,10 +380,10 @@ pub fn run_with(cases: Vec<Case>, mut others: Vec<Job>) -> (Tried, Vec<Result<St
             tried.complete = false;
             break;
         }
-        let (places, own): (Vec<_>, Vec<_>) = case
+        let (about, own): (Vec<_>, Vec<_>) = case
             .texts
             .into_iter()
-            .map(|text| (text.place, text.job))
+            .map(|text| ((text.place, text.job.has_secrets()), text.job))
             .unzip();
         let mut jobs = std::mem::take(&mut others);
         let count = jobs.len();
@@ -389,16 +392,19 @@ pub fn run_with(cases: Vec<Case>, mut others: Vec<Job>) -> (Tried, Vec<Result<St
         let own = texts.split_off(count);
         rendered.extend(texts);
         tried.machines += 1;
-        tried.texts += own.len();
-        tried
-            .failures
-            .extend(own.into_iter().zip(places).filter_map(|(text, place)| {
-                Some(Failure {
+        for (text, (place, has_secrets)) in own.into_iter().zip(about) {
+            match text {
+                Err(problem) if problem.unreached => tried.complete = false,
+                Err(problem) => tried.failures.push(Failure {
                     machine: case.machine.clone(),
                     place,
-                    problem: text.err()?,
-                })
-            }));
+                    problem,
+                    has_secrets,
+                }),
+                Ok(_) => {}
+            }
+            tried.texts += 1;
+        }
     }
     rendered.extend(super::run_all(others));
     (tried, rendered)

@@ -3,8 +3,8 @@
 //!
 //! A worker is this program, started again; it reads orders from its standard input and writes
 //! answers to its standard output, each a length of four octets, big endian, and JSON. It answers
-//! with nothing when it has compiled new templates, before it renders. An order is for several texts,
-//! because going there and back takes longer than most of them.
+//! with nothing when it has compiled new templates, before it renders, then with each text. An order is
+//! for several texts, because going there and back takes longer than most of them.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -24,11 +24,11 @@ use super::{OUTPUT_MAX, TURNS_MAX, What, render_here};
 /// Sub-command that makes the program a worker.
 pub const COMMAND: &str = "render-worker";
 
-/// How long the texts of an order may take.
+/// How long a text may take.
 const RENDER: Duration = Duration::from_secs(1);
 
-/// How long each text of an order that took too long is asked for by itself.
-const ALL: Duration = Duration::from_secs(1);
+/// How long the texts of an order may take, together: shorter than they are waited for.
+const ALL: Duration = Duration::from_millis(1700);
 
 /// How long compiling all templates may take, which comes first when they are new to the worker.
 const COMPILE: Duration = Duration::from_secs(4);
@@ -60,50 +60,53 @@ struct Received {
     wanted: Vec<(Value, What)>,
 }
 
-/// What comes of each text.
-type Rendered = Vec<Result<String, Problem>>;
+/// What comes of a text.
+type Rendered = Result<String, Problem>;
 
 /// Renders in processes of `program` from now on, instead of in this one.
 pub fn isolate(program: &Path) {
     let _ = PROGRAM.set(program.to_owned());
 }
 
-/// Renders in a worker, each text with what it sees; nothing when that is done in this process.
-pub(super) fn render(sources: &Sources, wanted: &[(&Value, &What)]) -> Option<Rendered> {
+/// Renders in workers, each text with what it sees; nothing when that is done in this process.
+pub(super) fn render(sources: &Sources, wanted: &[(&Value, &What)]) -> Option<Vec<Rendered>> {
     let program = PROGRAM.get()?;
-    Some(match ask_any(program, sources, wanted) {
-        Ok(answer) => answer,
-        // One of them is at fault: each alone tells.
-        Err(_) if wanted.len() > 1 => {
-            let began = Instant::now();
-            let each = wanted.chunks(1).flat_map(|one| {
-                let answer = match began.elapsed() {
-                    past if past > ALL => Err(Failure::Unreached),
-                    _ => ask_any(program, sources, one),
-                };
-                answer.unwrap_or_else(|failure| vec![Err(failure.problem())])
-            });
-            each.collect()
+    let end = Instant::now() + ALL;
+    let mut rendered = Vec::with_capacity(wanted.len());
+    while let Some(left) = wanted.get(rendered.len()..).filter(|left| !left.is_empty()) {
+        let failure = match Instant::now() < end {
+            true => ask(program, sources, left, end, &mut rendered),
+            false => Err(Failure::Unreached),
+        };
+        // The text that is not there is at fault; those after it are for another worker.
+        if let Err(failure) = failure {
+            rendered.push(Err(failure.problem()));
         }
-        Err(failure) => vec![Err(failure.problem())],
-    })
+    }
+    Some(rendered)
 }
 
-fn ask_any(
+/// Asks a worker, and keeps it for the next order if it is any good still.
+fn ask(
     program: &Path,
     sources: &Sources,
     wanted: &[(&Value, &What)],
-) -> Result<Rendered, Failure> {
+    end: Instant,
+    rendered: &mut Vec<Rendered>,
+) -> Result<(), Failure> {
     let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-    // One that ended while it was idle says nothing about this order.
-    let answer = idle.and_then(|worker| match worker.ask(sources, wanted) {
-        Err(Failure::Gone(_)) => None,
-        answer => Some(answer),
-    });
-    answer.unwrap_or_else(|| {
-        let worker = Worker::start(program).map_err(Failure::Start)?;
-        worker.ask(sources, wanted)
-    })
+    let before = rendered.len();
+    if let Some(mut worker) = idle {
+        match worker.ask(sources, wanted, end, rendered) {
+            // One that ended while it was idle says nothing about this order.
+            Err(Failure::Gone(_)) if rendered.len() == before => {}
+            asked => return asked.map(|()| worker.keep()),
+        }
+    }
+    let mut worker = Worker::start(program).map_err(Failure::Start)?;
+    worker.ask(sources, wanted, end, rendered)?;
+    worker.keep();
+    Ok(())
 }
 
 /// Why there is no answer.
@@ -119,7 +122,8 @@ enum Failure {
 
 impl Failure {
     fn problem(self) -> Problem {
-        Problem::message(match self {
+        let unreached = matches!(self, Self::Unreached);
+        let message = match self {
             Self::Start(error) => format!("no process can be started to render it: {error}"),
             Self::Late => format!("it takes longer than {} s", RENDER.as_secs()),
             Self::Unreached => {
@@ -134,7 +138,11 @@ impl Failure {
                 )
             }
             Self::TooLong => format!("it reads more than {} MiB", FRAME_MAX >> 20),
-        })
+        };
+        Problem {
+            unreached,
+            ..Problem::message(message)
+        }
     }
 }
 
@@ -171,8 +179,14 @@ impl Worker {
         })
     }
 
-    /// Asks, and keeps the worker for the next order if it is any good still.
-    fn ask(mut self, sources: &Sources, wanted: &[(&Value, &What)]) -> Result<Rendered, Failure> {
+    /// Adds what it answers to what is rendered, as far as it gets.
+    fn ask(
+        &mut self,
+        sources: &Sources,
+        wanted: &[(&Value, &What)],
+        end: Instant,
+        rendered: &mut Vec<Rendered>,
+    ) -> Result<(), Failure> {
         let known = self
             .sources
             .as_ref()
@@ -188,20 +202,31 @@ impl Worker {
         if write_frame(&mut self.orders, &order).is_err() {
             return Err(self.gone());
         }
+        let mut end = end;
         if !known {
+            let began = Instant::now();
             self.answer_within(COMPILE)?;
+            // That is not the texts' time.
+            end += began.elapsed();
+            self.sources = Some(sources.clone());
         }
-        let answer = self.answer_within(RENDER)?;
-        let answer: Rendered = serde_json::from_slice(&answer).map_err(|_| self.gone())?;
-        if answer.len() != wanted.len() {
-            return Err(self.gone());
+        for _ in wanted {
+            let left = end.saturating_duration_since(Instant::now());
+            let answer = match self.answer_within(left.min(RENDER)) {
+                Err(Failure::Late) if left < RENDER => return Err(Failure::Unreached),
+                answer => answer?,
+            };
+            let answer = serde_json::from_slice(&answer).map_err(|_| self.gone())?;
+            rendered.push(answer);
         }
-        self.sources = Some(sources.clone());
+        Ok(())
+    }
+
+    fn keep(self) {
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < TURNS_MAX {
             idle.push(self);
         }
-        Ok(answer)
     }
 
     fn answer_within(&mut self, patience: Duration) -> Result<Vec<u8>, Failure> {
@@ -254,11 +279,10 @@ pub fn work() -> io::Result<()> {
             // What is rendered is timed from here.
             write_frame(&mut answers, &[])?;
         }
-        let wanted = order.wanted.iter();
-        let answer: Rendered = wanted
-            .map(|(context, what)| render_here(&compiled, context, what))
-            .collect();
-        write_frame(&mut answers, &serde_json::to_vec(&answer)?)?;
+        for (context, what) in &order.wanted {
+            let answer: Rendered = render_here(&compiled, context, what);
+            write_frame(&mut answers, &serde_json::to_vec(&answer)?)?;
+        }
     }
     Ok(())
 }

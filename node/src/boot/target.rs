@@ -1,7 +1,5 @@
 //! The URL layout: what a path means. The same for HTTP and TFTP.
 
-use std::borrow::Cow;
-
 use muster_storage::model::{Mac, Sha256};
 use uuid::Uuid;
 
@@ -144,15 +142,17 @@ pub(super) const TOKEN: &str = "token";
 /// Below a machine, what a token follows.
 const SHOWN: &str = "t/";
 
-/// A path as it may be logged: without the token.
-pub fn without_token(path: &str) -> Cow<'_, str> {
+/// A path as it may be logged: decoded, without its query, and without the token.
+pub fn without_token(path: &str) -> String {
+    let path = path.split('?').next().unwrap_or_default();
+    let path = decode(path).map_or_else(|| path.to_owned(), |path| path.replace('\\', "/"));
     let token = path.split_once("machines/").and_then(|(_, machine)| {
         let (_, rest) = machine.split_once('/')?;
         rest.strip_prefix(SHOWN)?.split('/').next()
     });
     match token {
-        Some(token) if !token.is_empty() => Cow::Owned(path.replace(token, "…")),
-        _ => Cow::Borrowed(path),
+        Some(token) if !token.is_empty() => path.replace(token, "…"),
+        _ => path,
     }
 }
 
@@ -290,6 +290,9 @@ mod tests {
             ("/machines/m/t/", "/machines/m/t/"),
             ("/machines/m/a/t/b", "/machines/m/a/t/b"),
             ("/artifacts/t/b", "/artifacts/t/b"),
+            ("/machines/m/a?token=mbt_1", "/machines/m/a"),
+            ("\\machines\\m\\%74\\mbt%5f1\\a", "/machines/m/t/…/a"),
+            ("/machines/m/t/%zz/a", "/machines/m/t/…/a"),
         ] {
             assert_eq!(without_token(path), logged);
         }

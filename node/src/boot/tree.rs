@@ -331,7 +331,7 @@ impl Tree {
         let tried = template::on_pool(|| trial::run_with(case.into_iter().collect(), jobs)).await;
         let (tried, args) = match tried {
             Ok(tried) => tried,
-            Err(problem) => return hold(format!("the kernel arguments: {problem}")),
+            Err(_) => return hold(format!("the kernel arguments: {}", Problem::Interrupted)),
         };
         if let Some(failure) = tried.failures.first() {
             return hold(failure.for_machine());
@@ -342,7 +342,10 @@ impl Tree {
                 initrds,
                 args,
             },
-            Err(problem) => hold(format!("the kernel arguments: {problem}")),
+            Err(problem) => hold(format!(
+                "the kernel arguments: {}",
+                Problem::Render(problem)
+            )),
         }
     }
 
@@ -467,11 +470,12 @@ fn plan(
         BootTarget::Local => return Ok(Work::Ready(Task::Local(state.local_boot(plan.machine)))),
         BootTarget::Hold { reason } => return Ok(hold(&reason)),
         BootTarget::Install { .. } if !own => {
-            return Ok(hold(&format!(
-                "an install is ordered, but {} is not an address of this machine: it is told to \
-                 an address that is leased or reserved to it",
+            let line = format!(
+                "an install is ordered, and {} is not an address of this machine: it needs one that \
+                 is leased to it or reserved for it",
                 heading.address
-            )));
+            );
+            return Ok(Work::Ready(Task::Readdress { lines: vec![line] }));
         }
         BootTarget::Install { install, bootenv } => {
             if !attempt.is_some_and(|attempt| install.admits(attempt)) {

@@ -134,7 +134,7 @@ async fn open(tree: Tree, client: Client, path: String) -> Result<Opened, Proble
         Err(problem) => Err(problem),
     };
     let client = client.address;
-    let path = &*without_token(&path);
+    let path = without_token(&path);
     match &opened {
         Ok((_, length, _)) => tracing::debug!(%client, path, length, "TFTP request"),
         // Firmware asks for files that may not be there: nothing to worry about.

@@ -144,6 +144,11 @@ impl Site {
     /// Leases an address of 127.0.0.0/8.
     pub async fn lease(&self, address: &str, mac: &str) {
         self.apply(r#"{"subnet": {"name": "loopback", "cidr": "127.0.0.0/8", "pools": ["127.0.0.1-127.0.0.9"]}}"#).await;
+        self.lease_in(address, mac).await;
+    }
+
+    /// Leases an address of a subnet that is there.
+    pub async fn lease_in(&self, address: &str, mac: &str) {
         let address: Ipv4Addr = address.parse().unwrap();
         let client = Client {
             mac: Some(mac.parse().unwrap()),

@@ -385,6 +385,36 @@ impl Object {
         }
     }
 
+    /// Whether `other` is the same with its secrets sealed by newer keys.
+    pub fn is_but_resealed(&self, other: &Self) -> bool {
+        let newer = |one: &Sealed, other: &Sealed| one == other || one.key < other.key;
+        let all_newer = |one: &BTreeMap<String, Sealed>, other: &BTreeMap<String, Sealed>| {
+            let mut pairs = one.iter().zip(other);
+            one.len() == other.len()
+                && pairs.all(|((a, one), (b, other))| a == b && newer(one, other))
+        };
+        let mut resealed = self.clone();
+        match (&mut resealed, other) {
+            (
+                Self::Machine(Machine { sealed, .. }) | Self::Profile(Profile { sealed, .. }),
+                Self::Machine(Machine { sealed: after, .. })
+                | Self::Profile(Profile { sealed: after, .. }),
+            ) if all_newer(sealed, after) => sealed.clone_from(after),
+            (Self::Param(param), Self::Param(after)) => {
+                let pair = param
+                    .default_sealed
+                    .as_ref()
+                    .zip(after.default_sealed.as_ref());
+                if pair.is_none_or(|(sealed, after)| !newer(sealed, after)) {
+                    return false;
+                }
+                param.default_sealed.clone_from(&after.default_sealed);
+            }
+            _ => return false,
+        }
+        resealed == *other
+    }
+
     /// As anybody may read it: [`HIDDEN`] for the hash of a password, for what is sealed, and for
     /// the values of those params that are `secure`.
     pub fn without_secrets(mut self, secure: impl Fn(&str) -> bool) -> Self {

@@ -43,6 +43,12 @@ impl State {
         self.install(machine).filter(|install| install.is_active())
     }
 
+    /// A machine that is being installed, if there is one: what it was given is in use.
+    pub fn open_install(&self) -> Option<&Install> {
+        let mut installs = self.installs.values().map(Arc::as_ref);
+        installs.find(|install| install.phase == InstallPhase::Open)
+    }
+
     /// Whether the token of an attempt is good for the machine now.
     pub fn admits(&self, machine: Uuid, attempt: Attempt) -> bool {
         self.install(machine)

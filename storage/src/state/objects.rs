@@ -72,7 +72,10 @@ impl State {
                     key,
                 });
             }
-            (PutMode::Replace, None) => return Err(not_found(kind, &key)),
+            (PutMode::Replace | PutMode::Reseal, None) => return Err(not_found(kind, &key)),
+            (PutMode::Reseal, Some(known)) if !known.object.is_but_resealed(object) => {
+                return Err(invalid("sealed", "only that may differ, by newer keys"));
+            }
             _ => {}
         }
         let mut object = object.clone();
@@ -90,7 +93,9 @@ impl State {
         // Writing what is there already is no change: bundles can be applied again and again.
         if known.is_none_or(|record| record.object != object) {
             if let Object::Machine(machine) = &object {
-                self.check_unlocked(machine)?;
+                if mode != PutMode::Reseal {
+                    self.check_unlocked(machine)?;
+                }
                 self.supersede_install(context, machine);
             }
             self.write_object(context, object);

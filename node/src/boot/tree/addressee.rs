@@ -1,39 +1,68 @@
 //! Whether what is sent to an address is sent to a machine.
 //!
 //! A boot script is asked for by hardware address, which anybody can guess, over plain HTTP. What it
-//! has in it that is for the machine alone it has only for the address that the machine holds.
+//! has in it that is for the machine alone it has only for an address that the machine holds.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use muster_storage::State;
-use muster_storage::model::{LeaseState, Machine, Object, ObjectKind, SubnetMode};
+use muster_storage::model::{
+    ClientKey, Lease, LeaseState, Machine, Object, ObjectKind, Reservation, SubnetMode,
+};
 
 /// Whether an address is the machine's, as far as this cluster gives out addresses: it is leased
-/// to the machine or was last, or is kept for it. Others answer for addresses of other networks.
+/// to the machine, or was until the machine got no other, or is kept for it. Of an address that is not
+/// of a network that this cluster leases from, others have to know; so has nobody of a machine
+/// that has an address of this cluster.
 pub fn is_of(state: &State, machine: &Machine, address: IpAddr) -> bool {
     let IpAddr::V4(address) = address.to_canonical() else {
-        return true;
+        return !is_addressed(state, machine) && !is_link_local(address);
     };
-    if let Some(lease) = state.lease(address).map(|record| &record.object) {
+    let lease = state.lease(address).map(|record| &record.object);
+    match lease.map(|lease| (lease.state, is_held(lease, machine))) {
+        Some((LeaseState::Bound, own)) => return own,
         // Loaders do not renew, and may wait for longer than their lease.
-        if lease.mac.is_some_and(|mac| machine.macs.contains(&mac)) {
-            return true;
+        Some((LeaseState::Released | LeaseState::Expired, true)) => {
+            return !is_addressed(state, machine);
         }
-        if lease.state == LeaseState::Bound {
-            return false;
-        }
+        // A declined one is somebody else's, whoever declined it.
+        Some((LeaseState::Declined | LeaseState::Released | LeaseState::Expired, _)) | None => {}
     }
     let kept = state.object(ObjectKind::Reservation, &address.to_string());
     if let Some(Object::Reservation(kept)) = kept.map(|record| &record.object) {
-        return kept.machine == Some(machine.uuid)
-            || kept.mac.is_some_and(|mac| machine.macs.contains(&mac));
+        return is_for(kept, machine);
     }
+    !is_leased_from(state, address) && !is_addressed(state, machine)
+}
+
+/// Such addresses everybody takes by himself (RFC 4291 §2.5.6).
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+fn is_held(lease: &Lease, machine: &Machine) -> bool {
+    lease.machine == Some(machine.uuid) || lease.mac.is_some_and(|mac| machine.macs.contains(&mac))
+}
+
+fn is_for(kept: &Reservation, machine: &Machine) -> bool {
+    kept.machine == Some(machine.uuid) || kept.mac.is_some_and(|mac| machine.macs.contains(&mac))
+}
+
+/// Whether the machine has an address of this cluster.
+fn is_addressed(state: &State, machine: &Machine) -> bool {
+    machine.macs.iter().any(|mac| {
+        let key = ClientKey::Mac(*mac);
+        let mut leases = state.leases_of(&key);
+        leases.any(|record| record.object.state == LeaseState::Bound)
+    })
+}
+
+/// Whether this cluster gives the addresses of this network to everybody. Where it has some for few,
+/// others give out the rest.
+fn is_leased_from(state: &State, address: Ipv4Addr) -> bool {
     let mut subnets = state.objects_after(ObjectKind::Subnet, None);
-    !subnets.any(|record| match &record.object {
-        Object::Subnet(subnet) => {
-            let leases = matches!(subnet.mode, SubnetMode::Full | SubnetMode::ReservedOnly);
-            leases && subnet.cidr.contains(&address)
-        }
+    subnets.any(|record| match &record.object {
+        Object::Subnet(subnet) => subnet.mode == SubnetMode::Full && subnet.cidr.contains(&address),
         _ => false,
     })
 }

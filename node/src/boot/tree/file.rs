@@ -30,12 +30,14 @@ impl Tree {
     ) -> Result<Content, Problem> {
         let confirmed = self.confirm(CONFIRM).await;
         let keyring = self.cluster.keyring().map_err(|_| Problem::Interrupted)?;
-        let mut found = self.found(machine, path, &keyring);
-        if found.is_none() && !confirmed {
+        let is_good = |token| machine_token::is_good(&self.cluster, machine, token);
+        let mut found = self.found(machine, path, token, &keyring);
+        // This node may not know yet what others know.
+        if !confirmed && (found.is_none() || !token.is_none_or(is_good)) {
             if !self.confirm(CATCH_UP.saturating_sub(CONFIRM)).await {
                 return Err(Problem::Unconfirmed);
             }
-            found = self.found(machine, path, &keyring);
+            found = self.found(machine, path, token, &keyring);
         }
         let Some((found, stamp)) = found else {
             return Err(Problem::NotFound(format!(
@@ -43,20 +45,14 @@ impl Tree {
             )));
         };
         // A wrong token is refused, so that nobody takes what is for everybody for what they wanted.
-        let private = match token {
-            Some(token) if !machine_token::is_good(&self.cluster, machine, token) => {
-                return Err(Problem::Token);
-            }
-            Some(_) => true,
-            None => false,
-        };
+        if !token.is_none_or(is_good) {
+            return Err(Problem::Token);
+        }
+        let private = token.is_some();
         let text = match found {
             _ if !private && metadata::NAMES.contains(&path) => return Err(Problem::Private),
             Found::Told(text) => text,
-            Found::File { whole, .. } if private => template::on_pool(|| whole.run())
-                .await
-                .map_err(|_| Problem::Interrupted)?
-                .map_err(Problem::Render)?,
+            Found::File { whole, .. } if private => rendered(whole).await?,
             Found::File { open, whole } => for_everybody(open, whole).await?,
         };
         Ok(Content {
@@ -65,9 +61,14 @@ impl Tree {
         })
     }
 
-    fn found(&self, uuid: Uuid, path: &str, keyring: &Keyring) -> Option<(Found, Stamp)> {
+    fn found(
+        &self,
+        uuid: Uuid,
+        path: &str,
+        token: Option<&str>,
+        keyring: &Keyring,
+    ) -> Option<(Found, Stamp)> {
         let (node, nodes) = template::nodes(&self.cluster);
-        let now = self.cluster.now();
         self.cluster.read(|state| {
             let machine = state.machine_with_uuid(uuid)?;
             let Some((bootenv, template)) = file_of(state, machine, path) else {
@@ -84,10 +85,11 @@ impl Tree {
                 };
                 Job::named(state, &context, template)
             };
-            let token = machine_token::issue(state, keyring, uuid, now);
+            // The token that was shown and no other: one of a boot does not tell that of an install.
+            let token = token.unwrap_or(machine_token::HIDDEN).to_owned();
             let found = Found::File {
                 open: job(None),
-                whole: job(token).with_secrets(keyring.clone()),
+                whole: job(Some(token)).with_secrets(keyring.clone()),
             };
             let made_of = [
                 (ObjectKind::Template, template),
@@ -98,24 +100,24 @@ impl Tree {
     }
 }
 
-/// What everybody may have: made without secrets, and given only if that makes no difference.
+async fn rendered(job: Job) -> Result<String, Problem> {
+    let has_secrets = job.has_secrets();
+    let text = template::on_pool(|| job.run()).await;
+    text.map_err(|_| Problem::Interrupted)?
+        .map_err(|problem| Problem::Render(problem.told_to_all(has_secrets)))
+}
+
+/// What everybody may have: made without secrets and token, and given only if that makes no
+/// difference.
 async fn for_everybody(open: Job, whole: Job) -> Result<String, Problem> {
-    let rendered = template::on_pool(move || {
-        if open.has_secrets() {
-            let mut both = template::run_all(vec![open, whole]);
-            return (both.pop(), both.pop());
-        }
-        let open = open.run();
-        // What fails may lack the token only.
-        let whole = open.is_err().then(|| whole.run());
-        (whole, Some(open))
-    });
-    match rendered.await.map_err(|_| Problem::Interrupted)? {
-        (None, Some(Ok(open))) => Ok(open),
-        (Some(Ok(whole)), Some(Ok(open))) if open == whole => Ok(open),
-        (Some(Ok(_)), _) => Err(Problem::Private),
-        (Some(Err(problem)), _) | (None, Some(Err(problem))) => Err(Problem::Render(problem)),
-        (None, None) => Err(Problem::Interrupted),
+    let rendered = template::on_pool(|| template::run_all(vec![open, whole])).await;
+    let mut rendered = rendered.map_err(|_| Problem::Interrupted)?.into_iter();
+    match (rendered.next(), rendered.next()) {
+        (Some(Ok(open)), Some(Ok(whole))) if open == whole => Ok(open),
+        (Some(Ok(_)), _) | (_, Some(Ok(_))) => Err(Problem::Private),
+        // Of the two this one has no secret in it.
+        (Some(Err(problem)), _) => Err(Problem::Render(problem)),
+        (None, _) => Err(Problem::Interrupted),
     }
 }
 
