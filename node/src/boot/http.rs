@@ -42,9 +42,13 @@ const REVISION: HeaderName = HeaderName::from_static("muster-revision");
 /// Which objects went into a file, each with its revision.
 const MADE_OF: HeaderName = HeaderName::from_static("muster-made-of");
 
-/// Octets that wait in a connection's socket, beside those on their way: so that connections take
-/// turns in small steps, however fast their machines are, and none has megabytes waiting here.
-const UNSENT_MAX: u32 = 256 * 1024;
+/// Octets that wait in a connection's socket, beside those on their way: of few connections enough
+/// to keep a fast machine busy, of many so few that they take turns in small steps.
+fn unsent_max(connections: usize) -> u32 {
+    const ALL: usize = 16 << 20;
+    let share = ALL / connections.max(1);
+    u32::try_from(share.clamp(256 << 10, 2 << 20)).unwrap_or(u32::MAX)
+}
 
 /// Serves until `stop`, then lets running requests end within [`DRAIN`].
 pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationToken) {
@@ -103,7 +107,8 @@ async fn accept(
             Ok((stream, peer)) => {
                 // Heads of answers must not wait for the client's delayed acknowledgements.
                 let _ = stream.set_nodelay(true);
-                let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_MAX);
+                let open = CONNECTIONS_MAX.saturating_sub(room.available_permits());
+                let _ = SockRef::from(&stream).set_tcp_notsent_lowat(unsent_max(open));
                 return Some((stream, peer, permit.ok()?));
             }
             Err(error) => {
@@ -348,6 +353,13 @@ mod tests {
         check("lines=0-1", Wanted::All);
         check("bytes=", Wanted::All);
         check("bytes=-", Wanted::All);
+    }
+
+    #[test]
+    fn few_connections_have_more_octets_waiting_than_many() {
+        for (connections, most) in [(0, 2048), (1, 2048), (8, 2048), (32, 512), (4096, 256)] {
+            assert_eq!(unsent_max(connections), most << 10, "{connections}");
+        }
     }
 
     #[test]

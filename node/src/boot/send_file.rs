@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use super::metrics;
 
 /// Octets that one chunk stands for at most.
-pub const CHUNK: usize = 512 * 1024;
+pub const CHUNK: usize = 1024 * 1024;
 
 /// What chunks are parts of. It is never read nor written, so it takes no memory.
 static HOLE: [u8; CHUNK] = [0; CHUNK];
