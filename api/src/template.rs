@@ -115,7 +115,7 @@ pub fn params(state: &State, machine: &Machine, keyring: &Keyring) -> Map<String
 
 /// A rendering with all that it needs taken out of the state, so that it can run elsewhere: a slow
 /// template must not hold up those who write.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Job {
     sources: Sources,
     seen: Seen,
@@ -143,7 +143,7 @@ impl Seen {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 enum What {
     Named(String),
     Text(String),

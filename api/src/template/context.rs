@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use muster_raft::{Cluster, Keyring, Purpose};
 use muster_storage::State;
-use muster_storage::model::{ClientKey, LeaseState, Machine, Member, Sealed};
+use muster_storage::model::{Machine, Member, Sealed};
 use muster_storage::state::{Kept, ParamValue};
 use serde_json::{Map, Value, json};
 
@@ -169,15 +169,8 @@ impl RenderContext<'_> {
             .iter()
             .map(|node| node.machine_url(machine))
             .collect();
-        let address = machine
-            .macs
-            .iter()
-            .find_map(|mac| {
-                let key = ClientKey::Mac(*mac);
-                let mut leases = state.leases_of(&key).map(|record| &record.object);
-                leases.find(|lease| lease.state == LeaseState::Bound)
-            })
-            .map(|lease| lease.address.to_string());
+        let lease = state.bound_leases(machine).next();
+        let address = lease.map(|lease| lease.address.to_string());
         let mut value = json!({
             "name": machine.name,
             "uuid": machine.uuid,

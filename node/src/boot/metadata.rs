@@ -3,7 +3,7 @@
 //! (`ignition.json`), and its params (`params.json`).
 
 use muster_storage::State;
-use muster_storage::model::{ClientKey, LeaseState, Machine};
+use muster_storage::model::Machine;
 use serde_json::{Map, Value, json};
 
 /// The files that there are.
@@ -66,12 +66,8 @@ fn domain(state: &State, machine: &Machine) -> Option<String> {
     if let Some((_, domain)) = machine.name.split_once('.') {
         return Some(domain.to_owned());
     }
-    machine.macs.iter().find_map(|mac| {
-        let key = ClientKey::Mac(*mac);
-        let mut leases = state.leases_of(&key).map(|record| &record.object);
-        let lease = leases.find(|lease| lease.state == LeaseState::Bound)?;
-        state.subnet(&lease.subnet)?.domain_name.clone()
-    })
+    let mut leases = state.bound_leases(machine);
+    leases.find_map(|lease| state.subnet(&lease.subnet)?.domain_name.clone())
 }
 
 /// DHCP on every card, which answers for addresses, routes and name servers.

@@ -9,8 +9,8 @@ use super::pool::Networks;
 use super::table::State;
 use crate::command::{Client, Rejection};
 use crate::model::{
-    ClientKey, Lease, LeaseState, Match, Object, ObjectKind, Pool, Record, Subnet, SubnetMode,
-    Timestamp,
+    ClientKey, Lease, LeaseState, Machine, Match, Object, ObjectKind, Pool, Record, Subnet,
+    SubnetMode, Timestamp,
 };
 
 /// The shortest lease that a client may ask for, in seconds: less would be a write storm.
@@ -150,12 +150,23 @@ impl State {
     }
 
     /// Leases, present and past, of a client.
-    pub fn leases_of(&self, key: &ClientKey) -> impl Iterator<Item = &Arc<Record<Lease>>> {
+    pub fn leases_of<'a>(
+        &'a self,
+        key: &ClientKey,
+    ) -> impl Iterator<Item = &'a Arc<Record<Lease>>> + use<'a> {
         self.leases_by_client
             .get(key)
             .into_iter()
             .flatten()
             .filter_map(|address| self.leases.get(address))
+    }
+
+    /// Leases that a machine has now, by its cards in their order.
+    pub fn bound_leases<'a>(&'a self, machine: &'a Machine) -> impl Iterator<Item = &'a Lease> {
+        let keys = machine.macs.iter().map(|mac| ClientKey::Mac(*mac));
+        keys.flat_map(|key| self.leases_of(&key))
+            .map(|record| &record.object)
+            .filter(|lease| lease.state == LeaseState::Bound)
     }
 
     /// The address that a client would be offered now, with regard to what others `claim`; of

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use muster_storage::State;
 use muster_storage::model::{
-    ClientKey, Lease, LeaseState, Machine, Object, ObjectKind, Reservation, SubnetMode,
+    Lease, LeaseState, Machine, Object, ObjectKind, Reservation, SubnetMode,
 };
 
 /// Whether an address is the machine's, as far as this cluster gives out addresses: it is leased
@@ -50,11 +50,7 @@ fn is_for(kept: &Reservation, machine: &Machine) -> bool {
 
 /// Whether the machine has an address of this cluster.
 fn is_addressed(state: &State, machine: &Machine) -> bool {
-    machine.macs.iter().any(|mac| {
-        let key = ClientKey::Mac(*mac);
-        let mut leases = state.leases_of(&key);
-        leases.any(|record| record.object.state == LeaseState::Bound)
-    })
+    state.bound_leases(machine).next().is_some()
 }
 
 /// Whether this cluster gives the addresses of this network to everybody. Where it has some for few,
