@@ -25,7 +25,7 @@ mod replace;
 
 pub use replace::{not_joined, removed};
 
-/// Entries by which a learner may be behind to become a voter.
+/// Entries by which a node may be behind to become a voter, or the leader.
 const CAUGHT_UP: u64 = 256;
 /// Between two looks at the membership.
 const LOOK: Duration = Duration::from_millis(200);
@@ -76,14 +76,10 @@ fn next_step(
         )])));
     }
     // One at a time, and only who is there and close behind: a voter that lags stalls commits.
-    let ready = view.nodes.keys().find(|id| {
-        let matched = view.matched.get(id).copied().unwrap_or(0);
-        !view.is_voter(**id)
-            && **id != me
-            && live(**id)
-            && matched > 0
-            && matched.saturating_add(CAUGHT_UP) >= view.last_log
-    });
+    let ready = view
+        .nodes
+        .keys()
+        .find(|id| !view.is_voter(**id) && **id != me && live(**id) && is_close(view, **id));
     ready.map(|id| ChangeMembers::AddVoterIds(BTreeSet::from([*id])))
 }
 
@@ -314,7 +310,8 @@ async fn propose_removal(inner: &Arc<Inner>, node: u64) -> Result<(), Error> {
 /// Hands leadership over, and waits until another node leads.
 ///
 /// # Errors
-/// [`Error::NoLeader`] when this node does not lead and a certain one is asked for.
+/// [`Error::NoLeader`] when a certain node is asked for and this one does not lead, or another one
+/// was elected: the order is then for whoever leads now.
 pub async fn transfer(inner: &Arc<Inner>, to: Option<u64>) -> Result<(), Error> {
     if to == Some(inner.id.0) {
         return Ok(());
@@ -327,6 +324,7 @@ pub async fn transfer(inner: &Arc<Inner>, to: Option<u64>) -> Result<(), Error> 
     if !view.leading {
         return to.map_or(Ok(()), |_| Err(Error::NoLeader));
     }
+    let asked = to;
     let to = match to {
         Some(to) if !view.is_voter(to) => {
             return Err(Error::Refused("that node is not a voter".into()));
@@ -337,7 +335,10 @@ pub async fn transfer(inner: &Arc<Inner>, to: Option<u64>) -> Result<(), Error> 
         Some(to) if inner.board.is_draining(to) => {
             return Err(Error::Refused("that node is draining".into()));
         }
-        Some(to) => to,
+        Some(to) => {
+            catch_up(inner, to).await?;
+            to
+        }
         None => successor(inner, &view).ok_or_else(|| {
             Error::Refused("no other voter is live, or it is draining as well".into())
         })?,
@@ -352,10 +353,36 @@ pub async fn transfer(inner: &Arc<Inner>, to: Option<u64>) -> Result<(), Error> 
     let mut view = inner.view.clone();
     let other =
         |view: &Arc<View>| !view.leading && view.leader.is_some_and(|now| now != inner.id.0);
-    match tokio::time::timeout(Duration::from_secs(3), view.wait_for(other)).await {
-        Ok(Ok(_)) => Ok(()),
-        _ => Err(Error::Timeout),
+    let leader = match tokio::time::timeout(Duration::from_secs(3), view.wait_for(other)).await {
+        Ok(Ok(view)) => view.leader,
+        _ => return Err(Error::Timeout),
+    };
+    match asked {
+        Some(asked) if leader != Some(asked) => Err(Error::NoLeader),
+        _ => Ok(()),
     }
+}
+
+/// Waits until a voter has nearly all of the log: one that was away cannot be elected before, and
+/// the others do not wait for it.
+async fn catch_up(inner: &Arc<Inner>, to: u64) -> Result<(), Error> {
+    let mut view = inner.view.clone();
+    let close = |view: &Arc<View>| !view.leading || is_close(view, to);
+    match tokio::time::timeout(SETTLING, view.wait_for(close)).await {
+        Ok(Ok(view)) if view.leading => Ok(()),
+        Ok(_) => Err(Error::NoLeader),
+        Err(_) => Err(Error::Refused(
+            "that node is still catching up; try again when `muster cluster status` shows it \
+             without a lag"
+                .into(),
+        )),
+    }
+}
+
+/// Whether a node has so much of the log that it can vote, or lead, without being waited for.
+fn is_close(view: &View, node: u64) -> bool {
+    let matched = view.matched.get(&node).copied().unwrap_or(0);
+    matched > 0 && matched.saturating_add(CAUGHT_UP) >= view.last_log
 }
 
 /// Who could best lead in this node's place.

@@ -56,13 +56,22 @@ fn recorded(node: &Cluster, of: &Cluster) -> Sha256 {
     node.read(|state| state.member(of.node_id()).unwrap().key_hash)
 }
 
-/// Whether the two can talk on connections that are made from now on, in both directions.
+/// The two can talk, in both directions, on connections that are made from now on: those that were
+/// made by the certificates of before break, and calls on them with them.
 async fn talk(a: &Cluster, b: &Cluster) {
     for (from, to) in [(a, b), (b, a)] {
         let id = to.node_id().0;
         until("it reaches the other", || !from.inner.board.is_dead(id)).await;
         let mut call = from.inner.links.to(id).unwrap().bulk;
-        call.read_index(proto::ReadIndexRequest {}).await.unwrap();
+        let mut last = None;
+        let answered = async {
+            while let Err(status) = call.read_index(proto::ReadIndexRequest {}).await {
+                last = Some(status);
+                tokio::task::yield_now().await;
+            }
+        };
+        let answered = tokio::time::timeout(Duration::from_secs(30), answered).await;
+        assert!(answered.is_ok(), "node {id} gives no answer: {last:?}");
     }
 }
 
