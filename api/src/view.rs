@@ -298,6 +298,7 @@ fn member_fields(member: &Member) -> Map<String, Value> {
         "api_port": member.api_port,
         "boot_port": member.boot_port,
         "version": member.version,
+        "min_schema": member.min_schema,
         "max_schema": member.max_schema,
         "identifiers": member.identifiers,
     }) {
@@ -321,6 +322,7 @@ pub fn change(state: &State, change: &Change) -> Value {
         ),
         Subject::Member(member) => Value::Object(member_fields(member)),
         Subject::Alert(it) => alert(state, it),
+        Subject::Schema(number) => json!({"schema": number}),
         Subject::Install(it) => install(state, it),
         Subject::Lock(it) => lock(state, it),
         Subject::Report(report) => {

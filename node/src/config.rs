@@ -369,11 +369,49 @@ pub enum ClusterCommand {
     ///
     /// Tokens of machines that are being installed end.
     RotateKeys,
-    /// Make a node ready to be stopped.
+    /// Make a node ready to be stopped: it leads no more, and begins nothing new that others can do.
     Drain {
         /// Name or id.
         node: String,
+        /// How long transfers that run may take to end.
+        #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
+        wait: Duration,
     },
+    /// Go from version to version, one node at a time.
+    #[command(subcommand)]
+    Upgrade(UpgradeCommand),
+    /// Write from now on what older versions do not know. None of them can be started again.
+    ///
+    /// Refused while a node does not run a version that knows it, or is not live.
+    Finalize,
+}
+
+/// `muster cluster upgrade`.
+#[derive(Debug, Subcommand)]
+pub enum UpgradeCommand {
+    /// How far the upgrade is.
+    Status(Wanted),
+    /// Whether a node may be taken down now, and which; ends with 1 and says why when none may.
+    Check(Wanted),
+    /// Drain the next node, the leader last, and print its name; nothing when all have the version.
+    ///
+    /// Can be given again at any time: a node that is draining already is the next one.
+    Next {
+        /// Where to.
+        #[command(flatten)]
+        wanted: Wanted,
+        /// How long transfers that run on it may take to end.
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+        wait: Duration,
+    },
+}
+
+/// Where to.
+#[derive(Debug, Args)]
+pub struct Wanted {
+    /// The version that all nodes are to have; the newest that one of them has if absent.
+    #[arg(long, value_name = "VERSION")]
+    pub to: Option<String>,
 }
 
 /// `muster boot`.

@@ -88,8 +88,8 @@ pub async fn serve(
     boot::metrics::describe();
     let mut servers = Servers {
         port: options.tftp_port,
+        active: Active::told_to(cluster.transfers().clone()),
         tree: Tree::new(cluster, &options.loader_dir, options.recorder),
-        active: Active::default(),
         worker: Worker::start().map_err(Error::Thread)?,
         running: BTreeMap::new(),
         refused: BTreeSet::new(),

@@ -5,7 +5,7 @@ mod dhcp_common;
 
 use dhcp_common::*;
 use dhcproto::v4::MessageType;
-use muster_node::reconcile::plan;
+use muster_node::reconcile::{Signs, plan};
 use muster_storage::model::{LeaseState, Seen, Step};
 use muster_storage::{Command, NodeId, Revision};
 
@@ -17,7 +17,17 @@ fn nothing_is_written_while_nothing_is_due() {
     world.lease(MAC);
     world.pass(2 * 3600);
     let all = Some(world.state.revision());
-    assert_eq!(plan(&world.state, LEADER, world.now, None, all), []);
+    assert_eq!(
+        plan(
+            &world.state,
+            LEADER,
+            Signs {
+                applied_by_all: all,
+                ..Signs::at(world.now)
+            }
+        ),
+        []
+    );
 }
 
 #[test]
@@ -25,11 +35,11 @@ fn leases_end_after_their_margin() {
     let mut world = World::new();
     let address = world.lease(MAC);
     world.pass(2 * 3600 + 10);
-    let commands = plan(&world.state, LEADER, world.now, None, None);
+    let commands = plan(&world.state, LEADER, Signs::at(world.now));
     assert_eq!(commands, [Command::Expire]);
     world.apply(Command::Expire);
     assert_eq!(world.bound(address).unwrap().state, LeaseState::Expired);
-    assert_eq!(plan(&world.state, LEADER, world.now, None, None), []);
+    assert_eq!(plan(&world.state, LEADER, Signs::at(world.now)), []);
 }
 
 #[test]
@@ -43,7 +53,14 @@ fn released_addresses_are_reclaimed_when_all_members_know() {
     world.answer(&release).unwrap();
     for behind in [None, Some(Revision(0)), Some(before)] {
         assert_eq!(
-            plan(&world.state, LEADER, world.now, None, behind),
+            plan(
+                &world.state,
+                LEADER,
+                Signs {
+                    applied_by_all: behind,
+                    ..Signs::at(world.now)
+                }
+            ),
             [],
             "{behind:?}"
         );
@@ -51,13 +68,27 @@ fn released_addresses_are_reclaimed_when_all_members_know() {
     let applied_by_all = world.state.revision();
     let reclaim = Command::Reclaim { applied_by_all };
     assert_eq!(
-        plan(&world.state, LEADER, world.now, None, Some(applied_by_all)),
+        plan(
+            &world.state,
+            LEADER,
+            Signs {
+                applied_by_all: Some(applied_by_all),
+                ..Signs::at(world.now)
+            }
+        ),
         std::slice::from_ref(&reclaim)
     );
     world.apply(reclaim);
     assert!(world.bound(address).unwrap().free);
     assert_eq!(
-        plan(&world.state, LEADER, world.now, None, Some(applied_by_all)),
+        plan(
+            &world.state,
+            LEADER,
+            Signs {
+                applied_by_all: Some(applied_by_all),
+                ..Signs::at(world.now)
+            }
+        ),
         []
     );
 }
@@ -68,7 +99,14 @@ fn time_that_is_behind_is_corrected() {
     world.lease(MAC);
     let to = world.now.plus_secs(60);
     assert_eq!(
-        plan(&world.state, LEADER, world.now, Some(to), None),
+        plan(
+            &world.state,
+            LEADER,
+            Signs {
+                behind: Some(to),
+                ..Signs::at(world.now)
+            }
+        ),
         [Command::CorrectTime { to }]
     );
 }
@@ -89,14 +127,14 @@ fn boots_that_come_to_nothing_are_told_of() {
     }];
     world.apply(Command::Saw { node: LEADER, seen });
     world.pass(899);
-    assert_eq!(plan(&world.state, LEADER, world.now, None, None), []);
+    assert_eq!(plan(&world.state, LEADER, Signs::at(world.now)), []);
     world.pass(1);
     let stalled = Command::BootStalled {
         machine,
         node: LEADER,
     };
-    let commands = plan(&world.state, LEADER, world.now, None, None);
+    let commands = plan(&world.state, LEADER, Signs::at(world.now));
     assert_eq!(commands, std::slice::from_ref(&stalled));
     world.apply(stalled);
-    assert_eq!(plan(&world.state, LEADER, world.now, None, None), []);
+    assert_eq!(plan(&world.state, LEADER, Signs::at(world.now)), []);
 }

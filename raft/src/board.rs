@@ -34,6 +34,8 @@ impl Contact {
 pub struct Board {
     contacts: Mutex<BTreeMap<u64, Contact>>,
     live: watch::Sender<Vec<u64>>,
+    /// Those of them that are not about to stop.
+    serving: watch::Sender<Vec<u64>>,
     /// Wakes whoever waits for [`Board::end_seen`].
     ends: Notify,
     /// Those whose state is seen to differ from this node's.
@@ -46,6 +48,7 @@ impl Board {
         Self {
             contacts: Mutex::default(),
             live: watch::Sender::default(),
+            serving: watch::Sender::default(),
             ends: Notify::new(),
             differing: Mutex::default(),
         }
@@ -123,12 +126,18 @@ impl Board {
 
     /// Notices silence; called often.
     pub fn refresh(&self) {
-        let live: Vec<u64> = self
-            .lock()
-            .iter()
-            .filter(|(_, contact)| contact.live())
-            .map(|(id, _)| *id)
-            .collect();
+        let (mut live, mut serving) = (Vec::new(), Vec::new());
+        for (id, contact) in self.lock().iter().filter(|(_, contact)| contact.live()) {
+            live.push(*id);
+            if !contact.status.draining {
+                serving.push(*id);
+            }
+        }
+        self.serving.send_if_modified(|known| {
+            let changed = *known != serving;
+            *known = serving;
+            changed
+        });
         self.live.send_if_modified(|known| {
             let changed = *known != live;
             if changed {
@@ -157,6 +166,11 @@ impl Board {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .contains(&peer)
+    }
+
+    /// The live peers that are not about to stop, and a way to wait for changes.
+    pub fn serving(&self) -> watch::Receiver<Vec<u64>> {
+        self.serving.subscribe()
     }
 
     /// The live peers, and a way to wait for changes.

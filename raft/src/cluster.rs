@@ -18,14 +18,16 @@ use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
 use crate::artifacts::{Arriving, ArtifactWriter, Kept, Placement, Upload, UploadNote};
+use crate::drain::Transfers;
 use crate::follow::Follow;
 use crate::inner::Inner;
 use crate::keyring::Keyring;
 use crate::options::Options;
 use crate::status::{self, Peer, Status};
 use crate::tls::{self, Token};
+use crate::upgrade::Upgrade;
 use crate::wire::proto::{self, manage_request::Order};
-use crate::{Error, artifacts, backup, clock, desk, drain, manage, pulse, reads, renew};
+use crate::{Error, artifacts, backup, clock, desk, drain, manage, pulse, reads, renew, upgrade};
 
 /// A node's membership in its cluster: read, propose, follow, and know the others.
 ///
@@ -155,6 +157,10 @@ impl Cluster {
             .into_iter()
             .map(|member| Peer {
                 own: member.id == self.inner.id,
+                draining: match member.id == self.inner.id {
+                    true => self.is_draining(),
+                    false => self.inner.board.is_draining(member.id.0),
+                },
                 live: member.id == self.inner.id || self.inner.board.is_live(member.id.0),
                 id: member.id,
                 name: member.name,
@@ -167,9 +173,14 @@ impl Cluster {
             .collect()
     }
 
-    /// Changes whenever a peer is found live or dead; holds the live peers' ids.
-    pub fn live_changed(&self) -> watch::Receiver<Vec<u64>> {
-        self.inner.board.live()
+    /// Holds the ids of the live peers that take new work: those that are about to stop do not.
+    pub fn serving(&self) -> watch::Receiver<Vec<u64>> {
+        self.inner.board.serving()
+    }
+
+    /// The transfers that run on this node, which its services count.
+    pub fn transfers(&self) -> &Transfers {
+        &self.inner.transfers
     }
 
     /// The smallest revision that any member has applied; absent while a member has not said.
@@ -282,6 +293,25 @@ impl Cluster {
     /// would be no majority without it.
     pub async fn drain(&self, node: NodeId) -> Result<(), Error> {
         drain::order(&self.inner, node).await
+    }
+
+    /// How far an upgrade to this version is, or to the newest that any node has.
+    pub fn upgrade(&self, to: Option<String>) -> Upgrade {
+        upgrade::of(&self.inner, to)
+    }
+
+    /// Goes on to the newest schema that all nodes support, if there is a newer one. The schema that
+    /// the cluster behaves as from then on; binaries that do not know it cannot be started again.
+    ///
+    /// # Errors
+    /// When a node is not live, and without a quorum.
+    pub async fn finalize(&self, actor: Actor) -> Result<u16, Error> {
+        upgrade::finalize(&self.inner, actor).await
+    }
+
+    /// Why it is not sure which binaries the members have, when it is not.
+    pub fn binaries_unsure(&self) -> Option<String> {
+        upgrade::unsure(&self.status())
     }
 
     /// Has a node, or all of them one after the other, take a new key with a new certificate.

@@ -4,6 +4,7 @@
 //! leader is not needed: it knows best whether it leads, and what it says of itself is its own.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use muster_storage::NodeId;
@@ -15,6 +16,35 @@ use crate::peer::PeerClient;
 use crate::view::View;
 use crate::wire::proto;
 use crate::{Error, manage};
+
+/// How much runs on a node that is lost when it stops. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Transfers(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    tftp: AtomicUsize,
+    http: AtomicUsize,
+}
+
+impl Transfers {
+    /// So many TFTP transfers run.
+    pub fn set_tftp(&self, running: usize) {
+        self.0.tftp.store(running, Ordering::Relaxed);
+    }
+
+    /// So many connections of the HTTP boot service are open.
+    pub fn set_http(&self, open: usize) {
+        self.0.http.store(open, Ordering::Relaxed);
+    }
+
+    /// All of them.
+    pub fn running(&self) -> u64 {
+        let Counts { tftp, http } = &*self.0;
+        let running = tftp.load(Ordering::Relaxed) + http.load(Ordering::Relaxed);
+        u64::try_from(running).unwrap_or(u64::MAX)
+    }
+}
 
 /// For the answer of a node that is asked whether it drains.
 const ASKING: Duration = Duration::from_secs(1);

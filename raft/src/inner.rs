@@ -18,6 +18,7 @@ use crate::artifacts::{Holdings, Keep, Pulls, Uploads};
 use crate::board::Board;
 use crate::desk::Desk;
 use crate::disk::Disk;
+use crate::drain::Transfers;
 use crate::options::Options;
 use crate::peer::Links;
 use crate::renew::Credentials;
@@ -72,6 +73,8 @@ pub struct Inner {
     pub claim: tokio::sync::Mutex<()>,
     /// Whether this node is about to stop.
     pub draining: watch::Sender<bool>,
+    /// What would be lost by a stop.
+    pub transfers: Transfers,
     /// Why this node does not belong to the cluster any more.
     pub out: OnceLock<String>,
     /// Why nothing that this node says can be trusted.
@@ -190,6 +193,7 @@ impl Inner {
             api_port: self.options.api_port,
             boot_port: self.options.boot_port,
             version: self.options.version.clone(),
+            min_schema: muster_storage::schema::OLDEST,
             max_schema: muster_storage::schema::CURRENT,
             key_hash: self.credentials.key_hash(),
             identifiers: Vec::new(),

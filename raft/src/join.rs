@@ -187,6 +187,7 @@ async fn add_member(inner: &Arc<Inner>, member: Member, token: Sha256) -> Result
 fn member_of(request: &proto::JoinRequest, key_hash: Sha256) -> Result<Member, Error> {
     let bad = |what: &str| Error::NotAdmitted(format!("{what} of the joining node is not valid"));
     let port = |port: u32, what: &str| u16::try_from(port).map_err(|_| bad(what));
+    let schema = |number: u32| u16::try_from(number).map_err(|_| bad("the schema"));
     if request.name.is_empty() || request.name.len() > 253 || !request.name.is_ascii() {
         return Err(bad("the name"));
     }
@@ -198,7 +199,8 @@ fn member_of(request: &proto::JoinRequest, key_hash: Sha256) -> Result<Member, E
         api_port: port(request.api_port, "the API port")?,
         boot_port: port(request.boot_port, "the boot port")?,
         version: request.version.clone(),
-        max_schema: u16::try_from(request.max_schema).map_err(|_| bad("the schema"))?,
+        min_schema: schema(request.min_schema)?,
+        max_schema: schema(request.max_schema)?,
         key_hash,
         identifiers: Vec::new(),
     })
@@ -229,6 +231,7 @@ pub async fn join(
         api_port: options.api_port.into(),
         boot_port: options.boot_port.into(),
         version: options.version.clone(),
+        min_schema: muster_storage::schema::OLDEST.into(),
         max_schema: muster_storage::schema::CURRENT.into(),
         csr: Request::make(&key.0)?.into(),
     };

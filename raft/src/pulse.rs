@@ -50,6 +50,7 @@ fn status(inner: &Inner) -> proto::Beat {
         fault: fault.unwrap_or_default(),
         draining: *inner.draining.borrow(),
         ended,
+        transfers: Some(inner.transfers.running()),
         holdings: Some(artifacts::holdings::mark(&inner.blobs.held())),
     };
     proto::Beat {

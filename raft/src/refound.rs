@@ -61,6 +61,7 @@ impl NewMember {
             api_port: 0,
             boot_port: 0,
             version: String::new(),
+            min_schema: schema::OLDEST,
             max_schema: schema::CURRENT,
             key_hash: Sha256([0; 32]),
             identifiers: Vec::new(),

@@ -50,6 +50,8 @@ pub struct NodeStatus {
     pub fault: Option<String>,
     /// Whether it is there still but about to stop.
     pub draining: bool,
+    /// TFTP transfers that run on it, and open HTTP boot connections; absent when it does not say.
+    pub transfers: Option<u64>,
 }
 
 /// Whether a member votes.
@@ -81,6 +83,8 @@ pub struct Peer {
     pub identifiers: Vec<Ipv4Addr>,
     /// Whether it is there.
     pub live: bool,
+    /// Whether it is about to stop.
+    pub draining: bool,
     /// Whether it is this node.
     pub own: bool,
 }
@@ -147,6 +151,10 @@ pub fn of(inner: &Inner) -> Status {
             draining: match own {
                 true => *inner.draining.borrow(),
                 false => inner.board.is_draining(member.id.0),
+            },
+            transfers: match own {
+                true => Some(inner.transfers.running()),
+                false => said.and_then(|said| said.transfers),
             },
             name: member.name,
             address: member.address,

@@ -178,6 +178,12 @@ pub enum Command {
         /// Who.
         node: NodeId,
     },
+    /// Behave as a newer schema from here on: what older binaries do not know may be written. Refused
+    /// while a member, learners included, does not support it.
+    RaiseSchema {
+        /// The schema; done already when the cluster is at it or beyond.
+        to: u16,
+    },
     /// Let nodes join by this token.
     AddJoinToken(JoinToken),
     /// No node joins by any token made so far.

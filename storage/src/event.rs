@@ -68,6 +68,8 @@ pub enum Subject {
     Lock(Lock),
     /// What a node saw and people should look into.
     Alert(Alert),
+    /// The schema that the cluster behaves as.
+    Schema(u16),
 }
 
 impl Subject {
@@ -81,6 +83,7 @@ impl Subject {
             Self::Install(_) => "install",
             Self::Lock(_) => "lock",
             Self::Alert(_) => "alert",
+            Self::Schema(_) => "schema",
         }
     }
 
@@ -94,6 +97,7 @@ impl Subject {
             Self::Install(install) => install.machine.to_string(),
             Self::Lock(lock) => lock.machine.to_string(),
             Self::Alert(alert) => alert.trouble.label().to_owned(),
+            Self::Schema(number) => number.to_string(),
         }
     }
 }

@@ -1,24 +1,27 @@
 //! How entries and rows are written down, and the dated table of schemas.
 //!
 //! Every entry and row begins with its schema number (two octets, big endian), followed by
-//! MessagePack with named fields. A struct that changes keeps its older shape here in a module
-//! `v1`, `v2` … with a conversion upward; `tests/golden` holds frozen samples.
+//! MessagePack with named fields. A struct that changes in another way than by a field that may be
+//! absent keeps its older shape here in a module `v1`, `v2` … with a conversion upward;
+//! `tests/golden` holds frozen samples.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::command::Entry;
 
-/// The schema that this binary writes.
+/// The newest schema that this binary supports.
 pub const CURRENT: u16 = 1;
 
-/// Schemas by number: what changed, and when.
-///
-/// Schema 1 is open: it may still change without a conversion until it is frozen.
+/// The oldest schema that this binary supports: as far back as clusters can be upgraded at once.
+pub const OLDEST: u16 = 1;
+
+/// Schemas by number: what changed, and when. Those that a released version writes are frozen: their
+/// samples in `tests/golden` do not change any more.
 pub const HISTORY: &[(u16, &str, &str)] = &[(1, "2026-11-22", "the first schema")];
 
 /// Bytes that cannot be understood. The node that meets them stops: skipping would diverge.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Corrupt {
     /// Too short to hold a schema number.
     #[error("{what} of {length} octets is too short to be one")]

@@ -78,6 +78,7 @@ fn member(last: u8, identifiers: &[Ipv4Addr]) -> Member {
         api_port: 8092,
         boot_port: 8091,
         version: "0.1.0".into(),
+        min_schema: 1,
         max_schema: 1,
         key_hash: Sha256([last; 32]),
         identifiers: identifiers.to_vec(),

@@ -235,6 +235,7 @@ fn a_key_goes_when_nothing_is_sealed_with_it() {
             api_port: 2,
             boot_port: 3,
             version: String::new(),
+            min_schema: 1,
             max_schema: 1,
             key_hash: Sha256([0; 32]),
             identifiers: Vec::new(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -29,6 +29,8 @@ pub fn router() -> Router<Shared> {
         )
         .route("/transfer", post(transfer))
         .route("/drain", post(drain))
+        .route("/upgrade", get(upgrade))
+        .route("/finalize", post(finalize))
         .route("/replace", post(replace))
         .route("/renew-certificates", post(renew_certificates))
         .route("/rotate-keys", post(keyring::rotate))
@@ -48,6 +50,7 @@ async fn status(State(app): State<Shared>) -> axum::Json<Value> {
         "leader": status.leader.map(|leader| leader.0),
         "revision": status.revision.0,
         "quorum": status.quorum,
+        "schema": app.cluster.read(muster_storage::State::schema),
         "minority_since": app.node.minority_since().map(view::time),
         "nodes": nodes,
     }))
@@ -157,3 +160,46 @@ async fn drain(
     drained.map_err(|error| app.refusal(error))?;
     Ok(DONE)
 }
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    /// The version that all nodes are to have; the newest that one of them has if absent.
+    to: Option<String>,
+}
+
+/// How far an upgrade is, as this node sees it: which nodes are left, and why none may be taken down
+/// now.
+async fn upgrade(
+    State(app): State<Shared>,
+    Query(Wanted { to }): Query<Wanted>,
+) -> axum::Json<Value> {
+    let upgrade = app.cluster.upgrade(to);
+    axum::Json(json!({
+        "to": upgrade.to,
+        "schema": upgrade.schema,
+        "supported_schema": upgrade.supported,
+        "raisable_since": upgrade.raisable_since.map(view::time),
+        "raise_due": upgrade.raise_due.map(view::time),
+        "left": upgrade.left,
+        "under_way": upgrade.under_way,
+        "not_now": upgrade.not_now,
+    }))
+}
+
+/// Goes on to the newest schema that all nodes support; there is no way back.
+async fn finalize(
+    State(app): State<Shared>,
+    On(caller): On,
+    Json(body): Json,
+) -> Result<axum::Json<Value>, Problem> {
+    let Nothing {} = input::parse(body)?;
+    tracing::info!(actor = caller.actor.0, "going on to the newest schema");
+    let raised = app.cluster.finalize(caller.actor).await;
+    let schema = raised.map_err(|error| app.refusal(error))?;
+    Ok(axum::Json(json!({"schema": schema})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}

@@ -45,6 +45,7 @@ pub fn status(node: &NodeStatus, leader: Option<NodeId>) -> Map<String, Value> {
         ("live", node.live.into()),
         ("fault", node.fault.clone().into()),
         ("draining", node.draining.into()),
+        ("transfers", node.transfers.into()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into_iter()

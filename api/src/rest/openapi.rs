@@ -24,6 +24,16 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "Make a node ready to be stopped: {node}, or this one",
     ),
     (
+        "get",
+        "/cluster/upgrade",
+        "How far an upgrade to the version ?to= is, which nodes are left, and why none may be taken down now",
+    ),
+    (
+        "post",
+        "/cluster/finalize",
+        "Go on to the newest schema that all nodes support: older versions cannot be started again",
+    ),
+    (
         "post",
         "/cluster/replace",
         "Put a node that has joined in the place of one that does not answer: {dead, new}",

@@ -109,11 +109,11 @@ pub(super) fn split(values: BTreeMap<&str, ParamValue<'_>>) -> (Map<String, Valu
     (params, secrets)
 }
 
-/// This node, and all live nodes with this one first.
+/// This node, and all live nodes: this one first, and those that are about to stop last.
 pub fn nodes(cluster: &Cluster) -> (NodeView, Vec<NodeView>) {
     let mut peers = cluster.peers();
     peers.retain(|peer| peer.live || peer.own);
-    peers.sort_by_key(|peer| (!peer.own, peer.id));
+    peers.sort_by_key(|peer| (peer.draining, !peer.own, peer.id));
     let views: Vec<NodeView> = peers
         .into_iter()
         .map(|peer| NodeView {
@@ -122,7 +122,8 @@ pub fn nodes(cluster: &Cluster) -> (NodeView, Vec<NodeView>) {
             boot_port: peer.boot_port,
         })
         .collect();
-    let this = views.first().cloned().unwrap_or_else(|| NodeView {
+    let own = |view: &&NodeView| view.name == cluster.node_name();
+    let this = views.iter().find(own).cloned().unwrap_or_else(|| NodeView {
         // Only while this node is not a member any more.
         name: cluster.node_name().to_owned(),
         address: cluster.advertise(),

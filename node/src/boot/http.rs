@@ -52,7 +52,7 @@ fn unsent_max(connections: usize) -> u32 {
 
 /// Serves until `stop`, then lets running requests end within [`DRAIN`].
 pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationToken) {
-    let router = Router::new().fallback(answer).with_state(tree);
+    let router = Router::new().fallback(answer).with_state(tree.clone());
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -60,6 +60,15 @@ pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationT
         .max_buf_size(64 * 1024);
     let running = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let transfers = tree.cluster().transfers().clone();
+    let open = {
+        let room = Arc::clone(&room);
+        move || {
+            let open = CONNECTIONS_MAX.saturating_sub(room.available_permits());
+            metrics::connections(open);
+            transfers.set_http(open);
+        }
+    };
     let shares = Shares::of(CONNECTIONS_MAX, "boot");
     while let Some((stream, peer, permit)) = accept(&listener, &room, &stop).await {
         let Some(share) = shares.take(peer.ip()) else {
@@ -71,13 +80,15 @@ pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationT
         let router = router.clone().layer(Extension((address, outbox)));
         let connection = builder.serve_connection(stream, TowerToHyperService::new(router));
         let connection = running.watch(connection);
-        metrics::connections(CONNECTIONS_MAX.saturating_sub(room.available_permits()));
+        open();
+        let closed = open.clone();
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 count_malformed("boot", &error);
                 tracing::debug!(%peer, %error, "boot connection ended early");
             }
             drop((permit, share));
+            closed();
         });
     }
     drop(listener);

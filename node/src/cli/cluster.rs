@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::output::table;
-use super::{Context, Error};
+use super::{Context, Error, upgrade};
 use crate::config::ClusterCommand;
 
 pub async fn run(context: &Context, command: ClusterCommand) -> Result<(), Error> {
@@ -65,13 +65,12 @@ pub async fn run(context: &Context, command: ClusterCommand) -> Result<(), Error
             let answer = context.client.json(post("rotate-keys", json!({}))).await?;
             context.printer.object(&answer)
         }
-        ClusterCommand::Drain { node } => {
-            context
-                .client
-                .send(post("drain", json!({"node": node})))
-                .await?;
+        ClusterCommand::Drain { node, wait } => {
+            upgrade::drain(context, &node, wait).await?;
             context.printer.done(&format!("node {node} may be stopped"))
         }
+        ClusterCommand::Upgrade(command) => upgrade::run(context, command).await,
+        ClusterCommand::Finalize => upgrade::finalize(context).await,
     }
 }
 

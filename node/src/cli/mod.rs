@@ -9,6 +9,7 @@ mod recover;
 pub mod reference;
 mod render;
 pub mod resource;
+mod upgrade;
 
 use std::io;
 

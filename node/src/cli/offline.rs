@@ -262,6 +262,7 @@ fn of_change<'a>(state: &State, change: &'a Change) -> (&'a str, Value) {
         | Subject::Report(_)
         | Subject::Alert(_)
         | Subject::Install(_)
+        | Subject::Schema(_)
         | Subject::Lock(_) => view::change(state, change)
             .get("object")
             .cloned()

@@ -26,6 +26,11 @@ pub fn rank(sender: &[u8], named: Option<NodeId>, nodes: &[NodeId], own: NodeId)
     Some(u32::try_from(before).unwrap_or(u32::MAX))
 }
 
+/// The rank of whoever leaves a client to all others of `nodes`.
+pub fn last(nodes: &[NodeId]) -> u32 {
+    u32::try_from(nodes.len().saturating_sub(1)).unwrap_or(u32::MAX)
+}
+
 /// The node that comes before all others, for a client or for an address: each node first gives
 /// the addresses that fall to it, so that nodes that answer at the same time do not give the same.
 pub fn first(octets: &[u8], named: Option<NodeId>, nodes: &[NodeId]) -> Option<NodeId> {

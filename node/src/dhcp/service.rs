@@ -114,7 +114,7 @@ impl Service {
         Arc::new(Self {
             node: cluster.node_id(),
             actor: Actor(format!("node:{}", cluster.node_name())),
-            live: cluster.live_changed(),
+            live: cluster.serving(),
             cluster,
             options,
             recent: Mutex::default(),

@@ -13,19 +13,39 @@ const TICK: Duration = Duration::from_secs(1);
 /// Boots that are told of at a time: after an outage a whole hall may have come to nothing.
 const STALLED_MAX: usize = 64;
 
-/// What is to be written now. `applied_by_all` is the smallest revision that any member, learners
-/// included, has reported as applied; none while one has not said. `behind` is what the cluster's
-/// time should be, when the members' clocks agree that it is behind. `leader` is the node that asks.
-pub fn plan(
-    state: &State,
-    leader: NodeId,
-    now: Timestamp,
-    behind: Option<Timestamp>,
-    applied_by_all: Option<Revision>,
-) -> Vec<Command> {
-    let correct = behind.map(|to| Command::CorrectTime { to });
+/// What the leader sees beside the state.
+#[derive(Clone, Copy, Debug)]
+pub struct Signs {
+    /// The cluster's time.
+    pub now: Timestamp,
+    /// What it should be, when the members' clocks agree that it is behind.
+    pub behind: Option<Timestamp>,
+    /// Smallest revision that any member, learners included, has reported as applied; none while one
+    /// has not said.
+    pub applied_by_all: Option<Revision>,
+    /// Whether it is certain which binaries the members have.
+    pub binaries_sure: bool,
+}
+
+impl Signs {
+    /// That it is so late, and nothing else.
+    pub fn at(now: Timestamp) -> Self {
+        Self {
+            now,
+            behind: None,
+            applied_by_all: None,
+            binaries_sure: false,
+        }
+    }
+}
+
+/// What is to be written now; `leader` is the node that asks.
+pub fn plan(state: &State, leader: NodeId, signs: Signs) -> Vec<Command> {
+    let now = signs.now;
+    let correct = signs.behind.map(|to| Command::CorrectTime { to });
     let expire = state.has_expired(now).then_some(Command::Expire);
-    let reclaim = applied_by_all
+    let reclaim = signs
+        .applied_by_all
         .filter(|revision| state.has_reclaimable(*revision))
         .map(|applied_by_all| Command::Reclaim { applied_by_all });
     let stalled = state.stalled_boots(now).take(STALLED_MAX);
@@ -33,8 +53,14 @@ pub fn plan(
         machine,
         node: leader,
     });
+    let due = state
+        .raise_due()
+        .filter(|due| signs.binaries_sure && *due <= now);
+    let raise = due.map(|_| Command::RaiseSchema {
+        to: state.common_schema(),
+    });
     let leases = correct.into_iter().chain(expire).chain(reclaim);
-    leases.chain(stalled).collect()
+    leases.chain(stalled).chain(raise).collect()
 }
 
 /// Writes what [`plan`] says, each second, while this node leads.
@@ -49,10 +75,13 @@ pub async fn run(cluster: Cluster, shutdown: CancellationToken) {
         if !(cluster.is_leader() && cluster.has_quorum()) {
             continue;
         }
-        let applied_by_all = cluster.applied_by_all();
-        let (now, behind) = (cluster.now(), cluster.time_behind());
-        let commands =
-            cluster.read(|state| plan(state, cluster.node_id(), now, behind, applied_by_all));
+        let signs = Signs {
+            now: cluster.now(),
+            behind: cluster.time_behind(),
+            applied_by_all: cluster.applied_by_all(),
+            binaries_sure: cluster.binaries_unsure().is_none(),
+        };
+        let commands = cluster.read(|state| plan(state, cluster.node_id(), signs));
         for command in commands {
             let proposal = Proposal {
                 request: RequestId(uuid::Uuid::new_v4()),

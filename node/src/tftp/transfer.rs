@@ -13,6 +13,7 @@ use std::time::Duration;
 use async_tftp::packet;
 use futures::AsyncRead;
 use futures::io::Sink;
+use muster_raft::Transfers;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
@@ -224,9 +225,26 @@ impl Drop for Transfer {
 
 /// The transfers that run, by client. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct Active(Arc<Mutex<HashMap<IpAddr, usize>>>);
+pub(super) struct Active {
+    clients: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    /// Told how many there are.
+    transfers: Transfers,
+}
 
 impl Active {
+    /// None yet; tells `transfers` how many there are.
+    pub(super) fn told_to(transfers: Transfers) -> Self {
+        Self {
+            transfers,
+            ..Self::default()
+        }
+    }
+
+    fn tell(&self, running: usize) {
+        metrics::transfers(running);
+        self.transfers.set_tftp(running);
+    }
+
     /// A place for one more transfer, if there is room.
     fn enter(&self, client: IpAddr) -> Option<Place> {
         let mut clients = self.lock();
@@ -239,7 +257,7 @@ impl Active {
             return None;
         }
         *own += 1;
-        metrics::transfers(total + 1);
+        self.tell(total + 1);
         Some(Place {
             active: self.clone(),
             client,
@@ -252,7 +270,7 @@ impl Active {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -271,7 +289,7 @@ impl Drop for Place {
                 clients.remove(&self.client);
             }
         }
-        metrics::transfers(clients.values().sum());
+        self.active.tell(clients.values().sum());
     }
 }
 

@@ -67,6 +67,7 @@ fn member(name: &str, address: Ipv4Addr) -> Member {
         api_port: 8092,
         boot_port: 8091,
         version: "0".to_owned(),
+        min_schema: 1,
         max_schema: 1,
         key_hash: Sha256([0; 32]),
         identifiers: vec![address],

@@ -112,6 +112,7 @@ fn repeatable(command: &Command) -> bool {
             | Command::Reclaim { .. }
             | Command::CorrectTime { .. }
             | Command::UpdateMember(_)
+            | Command::RaiseSchema { .. }
             | Command::AddJoinToken(_)
             | Command::AddToken(_)
             | Command::Report { .. }

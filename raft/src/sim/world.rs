@@ -218,6 +218,7 @@ impl World {
             api_port: 8092,
             boot_port: 8091,
             version: "simulated".into(),
+            min_schema: muster_storage::schema::OLDEST,
             max_schema: muster_storage::schema::CURRENT,
             key_hash: key.hash(),
             identifiers: Vec::new(),

@@ -21,6 +21,7 @@ use crate::clock;
 use crate::cluster::Cluster;
 use crate::desk::{self, Desk};
 use crate::disk::{self, Disk};
+use crate::drain::Transfers;
 use crate::host::Host;
 use crate::identity::{Files, Identity};
 use crate::inner::Inner;
@@ -185,6 +186,7 @@ pub async fn assemble(
         handover: tokio::sync::Mutex::default(),
         claim: tokio::sync::Mutex::default(),
         draining: watch::Sender::new(false),
+        transfers: Transfers::default(),
         out: std::sync::OnceLock::new(),
         diverged: watch::Sender::new(None),
         stop: CancellationToken::new(),

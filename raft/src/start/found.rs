@@ -111,6 +111,7 @@ pub fn founding(
             api_port: options.api_port,
             boot_port: options.boot_port,
             version: options.version.clone(),
+            min_schema: muster_storage::schema::OLDEST,
             max_schema: muster_storage::schema::CURRENT,
             key_hash: new.key.hash(),
             identifiers: Vec::new(),

@@ -24,6 +24,8 @@ pub struct Member {
     pub boot_port: u16,
     /// Version of the binary that it last reported.
     pub version: String,
+    /// Oldest schema that its binary supports.
+    pub min_schema: u16,
     /// Newest schema that its binary supports.
     pub max_schema: u16,
     /// SHA-256 of its certificate's public key; removal of the member revokes it.

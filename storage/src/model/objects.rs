@@ -162,6 +162,10 @@ pub struct Settings {
     /// How long nothing may be seen of a boot that is under way, in seconds; 0: for ever.
     #[serde(default = "Settings::boot_stall_secs")]
     pub boot_stall_secs: u32,
+    /// How long after all nodes have come to support a newer schema the cluster goes on to it by
+    /// itself, in seconds; 0: only when told to by `muster cluster finalize`.
+    #[serde(default = "Settings::finalize_after_secs")]
+    pub finalize_after_secs: u32,
     /// What artifacts may take, and how they are looked after.
     #[serde(default, skip_serializing_if = "ArtifactSettings::is_default")]
     pub artifacts: ArtifactSettings,
@@ -197,6 +201,10 @@ impl Settings {
     fn boot_stall_secs() -> u32 {
         900
     }
+
+    fn finalize_after_secs() -> u32 {
+        24 * 3600
+    }
 }
 
 impl Default for Settings {
@@ -209,6 +217,7 @@ impl Default for Settings {
             decline_secs: Self::decline_secs(),
             install_attempts: Self::install_attempts(),
             boot_stall_secs: Self::boot_stall_secs(),
+            finalize_after_secs: Self::finalize_after_secs(),
             artifacts: ArtifactSettings::default(),
         }
     }

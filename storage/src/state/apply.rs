@@ -92,6 +92,7 @@ impl State {
             Command::AddMember { member, token } => self.add_member(context, member, *token),
             Command::UpdateMember(member) => self.update_member(context, member),
             Command::RemoveMember { node } => self.remove_member(context, *node),
+            Command::RaiseSchema { to } => self.raise_schema(context, *to),
             Command::AddJoinToken(token) => {
                 self.put(
                     RowKey::JoinToken(token.hash),

@@ -32,6 +32,12 @@ impl State {
             id: NodeId(1),
             ..founding.member.clone()
         };
+        // A new cluster has nobody to wait for.
+        let meta = Meta {
+            schema: member.max_schema.max(1),
+            ..self.meta.clone()
+        };
+        self.put(RowKey::Meta, Some(Row::Meta(meta)));
         self.write_member(context, member, Action::Created);
         for object in [
             Object::Settings(Settings::default()),
@@ -93,6 +99,7 @@ impl State {
                 .ok_or(Rejection::TokenRefused)?;
         }
         self.check_member_name(member, None)?;
+        self.check_member_schema(member)?;
         // The position keeps ids apart when several nodes join in one entry; ids of entries cannot
         // overlap because the log index is scaled.
         let id = NodeId(context.revision.0);
@@ -116,6 +123,7 @@ impl State {
             });
         }
         self.check_member_name(member, Some(member.id))?;
+        self.check_member_schema(member)?;
         self.write_member(context, member.clone(), Action::Updated);
         Ok(Effect::Done)
     }
@@ -154,6 +162,7 @@ impl State {
         };
         self.put(RowKey::Meta, Some(Row::Meta(meta)));
         self.put(RowKey::Member(node), None);
+        self.note_raisable(context.at);
         self.changed(context, Action::Deleted, Subject::Member(member));
         Ok(Effect::Done)
     }
@@ -212,6 +221,7 @@ impl State {
             object: member.clone(),
         };
         self.put(RowKey::Member(member.id), Some(Row::Member(record)));
+        self.note_raisable(context.at);
         self.changed(context, action, Subject::Member(member));
     }
 

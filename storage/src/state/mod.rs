@@ -18,6 +18,7 @@ mod remember;
 mod row;
 mod table;
 mod timeline;
+mod upgrade;
 
 pub use boot::{BootClient, BootPlan, BootTarget};
 pub use offer::{Claim, Grant, Offer, PoolUsage};

@@ -61,7 +61,7 @@ pub struct State {
     pending: Vec<RowWrite>,
     pub(super) undo: Vec<(RowKey, Option<Row>)>,
     pub(super) changes: Vec<Arc<Change>>,
-    corrupt: Option<String>,
+    corrupt: Option<Corrupt>,
 }
 
 /// Position of the state in history.
@@ -81,6 +81,9 @@ pub struct Meta {
     /// Until then no address that was given back is free early: a member was removed that may not
     /// know of it and may still confirm it to its last holder.
     pub no_reclaim_until: Timestamp,
+    /// Since when every member has supported a newer schema than the cluster behaves as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raisable_since: Option<Timestamp>,
 }
 
 /// A kept change.
@@ -143,13 +146,11 @@ impl State {
     /// Rows changed since the last call, oldest first, for the disk.
     ///
     /// # Errors
-    /// When a row could not be encoded: the node must stop, its disk would diverge.
+    /// When a row could not be encoded, or the cluster goes on to a schema that this binary does not
+    /// know: the node must stop, its disk would diverge.
     pub fn take_rows(&mut self) -> Result<Vec<RowWrite>, Corrupt> {
         match self.corrupt.take() {
-            Some(problem) => Err(Corrupt::Undecodable {
-                what: "row",
-                problem,
-            }),
+            Some(problem) => Err(problem),
             None => Ok(std::mem::take(&mut self.pending)),
         }
     }
@@ -246,9 +247,9 @@ impl State {
         self.meta.time
     }
 
-    /// Schema that the cluster behaves as.
-    pub fn schema(&self) -> u16 {
-        self.meta.schema.max(1)
+    /// The node must stop: what it would write from here on is not what the others have.
+    pub(super) fn stop(&mut self, why: Corrupt) {
+        self.corrupt.get_or_insert(why);
     }
 
     /// Notes a change for followers; it becomes history when the proposal is done.
@@ -305,7 +306,7 @@ impl State {
         let value = match row.as_ref().map(Row::encode).transpose() {
             Ok(value) => value,
             Err(problem) => {
-                self.corrupt = Some(problem.to_string());
+                self.stop(problem);
                 None
             }
         };

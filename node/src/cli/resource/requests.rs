@@ -201,6 +201,7 @@ pub fn columns(resource: &str) -> &'static [&'static str] {
             "decline_secs",
             "install_attempts",
             "boot_stall_secs",
+            "finalize_after_secs",
         ],
         "artifacts" => &["path", "size", "sha256", "holders", "missing", "updated_at"],
         "leases" => &[

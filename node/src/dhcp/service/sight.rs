@@ -20,7 +20,10 @@ pub(super) struct Standing {
     pub now: Timestamp,
     quorum: bool,
     caught_up: bool,
+    /// Peers that are there and not about to stop.
     pub live: Vec<NodeId>,
+    /// Whether this node is about to stop.
+    draining: bool,
 }
 
 impl Service {
@@ -30,6 +33,7 @@ impl Service {
             now: self.cluster.now(),
             quorum,
             caught_up: self.cluster.caught_up_once(),
+            draining: self.cluster.is_draining(),
             live: self.live.borrow().iter().copied().map(NodeId).collect(),
         }
     }
@@ -92,10 +96,15 @@ impl<'a> Sight<'a> {
         })
     }
 
-    /// This node's place among those that can answer.
+    /// This node's place among those that can answer: the last when it is about to stop.
     pub fn rank(&self) -> Option<u32> {
         let sender = self.asked.request.sender();
-        rank::rank(sender, self.chosen(), self.servers(), self.service.node)
+        let servers = self.servers();
+        let rank = rank::rank(sender, self.chosen(), servers, self.service.node);
+        match self.standing.draining {
+            true => rank.map(|rank| rank.max(rank::last(servers))),
+            false => rank,
+        }
     }
 
     /// The one of them that comes before all others.
