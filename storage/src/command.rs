@@ -1,5 +1,6 @@
 //! The vocabulary of writes: what anyone may propose, what the log holds, and what came of it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -256,6 +257,15 @@ pub enum Command {
     UnlockMachine {
         /// Which machine.
         machine: Uuid,
+    },
+    /// Set and remove labels of a machine, and leave the others as they are. Since schema 2.
+    LabelMachine {
+        /// Which machine.
+        machine: Uuid,
+        /// Labels to have, with their values.
+        set: BTreeMap<String, String>,
+        /// Labels not to have; none of them is in `set`.
+        remove: BTreeSet<String>,
     },
     /// What a node saw of machines that boot; those that are gone are passed over. At most
     /// [`Command::SEEN_MAX`].

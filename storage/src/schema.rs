@@ -1,7 +1,7 @@
 //! How entries and rows are written down, and the dated table of schemas.
 //!
-//! Every entry and row begins with its schema number (two octets, big endian), followed by
-//! MessagePack with named fields. A struct that changes in another way than by a field that may be
+//! Every entry and row begins with the number of the smallest schema that can express it (two octets,
+//! big endian), followed by MessagePack with named fields. A struct that changes in another way than by a field that may be
 //! absent keeps its older shape here in a module `v1`, `v2` … with a conversion upward;
 //! `tests/golden` holds frozen samples.
 
@@ -10,15 +10,22 @@ use serde::de::DeserializeOwned;
 
 use crate::command::Entry;
 
+mod needs;
+
+pub use needs::Needs;
+
 /// The newest schema that this binary supports.
-pub const CURRENT: u16 = 1;
+pub const CURRENT: u16 = 2;
 
 /// The oldest schema that this binary supports: as far back as clusters can be upgraded at once.
 pub const OLDEST: u16 = 1;
 
 /// Schemas by number: what changed, and when. Those that a released version writes are frozen: their
 /// samples in `tests/golden` do not change any more.
-pub const HISTORY: &[(u16, &str, &str)] = &[(1, "2026-11-22", "the first schema")];
+pub const HISTORY: &[(u16, &str, &str)] = &[
+    (1, "2026-11-22", "the first schema"),
+    (2, "2026-11-30", "labels of machines"),
+];
 
 /// Bytes that cannot be understood. The node that meets them stops: skipping would diverge.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -71,9 +78,12 @@ pub fn decode_entry(bytes: &[u8]) -> Result<Entry, Corrupt> {
 /// Most rows and small entries fit.
 const TYPICAL_OCTETS: usize = 512;
 
-pub(crate) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, Corrupt> {
+pub(crate) fn encode<T: Serialize + Needs>(
+    what: &'static str,
+    value: &T,
+) -> Result<Vec<u8>, Corrupt> {
     let mut bytes = Vec::with_capacity(TYPICAL_OCTETS);
-    bytes.extend_from_slice(&CURRENT.to_be_bytes());
+    bytes.extend_from_slice(&value.needs().to_be_bytes());
     rmp_serde::encode::write_named(&mut bytes, value).map_err(|problem| Corrupt::Undecodable {
         what,
         problem: problem.to_string(),
@@ -87,7 +97,7 @@ pub(crate) fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> R
         length: bytes.len(),
     })?;
     match u16::from_be_bytes(*number) {
-        1 => rmp_serde::from_slice(body).map_err(|problem| Corrupt::Undecodable {
+        OLDEST..=CURRENT => rmp_serde::from_slice(body).map_err(|problem| Corrupt::Undecodable {
             what,
             problem: problem.to_string(),
         }),

@@ -203,6 +203,7 @@ fn objects() -> Vec<Object> {
             options: BTreeMap::from([("12".into(), "m1.lab".into())]),
             loaders: loaders(&[(Platform::UefiX64, "boot/grubx64.efi")]),
             local_boot: Some(LocalBoot::Sanboot),
+            labels: BTreeMap::new(),
         }),
         Object::Subnet(Box::new(Subnet {
             name: "lab".into(),
@@ -573,6 +574,8 @@ fn name_of(command: &Command) -> &'static str {
         Command::LockMachine { .. } => "lock_machine",
         Command::UnlockMachine { .. } => "unlock_machine",
         Command::Saw { .. } => "saw",
+        // Of schema 2: `labels.rs` has its sample.
+        Command::LabelMachine { .. } => "label_machine",
         Command::BootStalled { .. } => "boot_stalled",
     }
 }

@@ -184,6 +184,7 @@ fn history_is_bounded_in_octets_and_says_what_it_forgot() {
         options: Default::default(),
         loaders: Default::default(),
         local_boot: None,
+        labels: Default::default(),
     };
     let large = "x".repeat(8 << 20);
     for turn in 0..12 {

@@ -94,6 +94,7 @@ fn machine(name: &str, last: u8) -> Machine {
         options: BTreeMap::new(),
         loaders: Default::default(),
         local_boot: None,
+        labels: Default::default(),
     }
 }
 

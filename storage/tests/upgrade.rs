@@ -188,8 +188,8 @@ fn state_of_a_newer_schema_is_not_loaded() {
     let rows = rows.into_iter().filter_map(|row| {
         let mut value = row.value?;
         if row.key == [0] {
-            let octet = value.get_mut(1).expect("a schema of two octets");
-            *octet += 1;
+            let stamp = value.get_mut(..2).expect("a schema of two octets");
+            stamp.copy_from_slice(&NEXT.to_be_bytes());
         }
         Some((row.key, value))
     });

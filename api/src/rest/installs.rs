@@ -1,9 +1,11 @@
-//! Installing a machine, locking it, and how it boots.
+//! Installing a machine, locking it, labelling it, and how it boots.
+
+use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{get, post, put};
+use axum::routing::{get, patch, post, put};
 use muster_storage::{Command, Effect};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -19,6 +21,7 @@ pub fn machine_router() -> Router<Shared> {
     Router::new()
         .route("/{key}/install", post(order).get(show).delete(cancel))
         .route("/{key}/lock", put(lock).delete(unlock))
+        .route("/{key}/labels", patch(label))
         .route("/{key}/timeline", get(timeline))
 }
 
@@ -113,6 +116,27 @@ async fn unlock(
 ) -> Result<StatusCode, Problem> {
     let machine = uuid(&app, &key)?;
     write(&app, caller, None, Command::UnlockMachine { machine }).await?;
+    Ok(DONE)
+}
+
+/// As a JSON merge patch (RFC 7396): null removes a label.
+async fn label(
+    State(app): State<Shared>,
+    On(caller): On,
+    Key(key): Key,
+    Json(body): Json,
+) -> Result<StatusCode, Problem> {
+    let changes: BTreeMap<String, Option<String>> = input::parse(body)?;
+    let removed = changes.iter().filter(|(_, value)| value.is_none());
+    let command = Command::LabelMachine {
+        machine: uuid(&app, &key)?,
+        remove: removed.map(|(name, _)| name.clone()).collect(),
+        set: changes
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect(),
+    };
+    write(&app, caller, None, command).await?;
     Ok(DONE)
 }
 

@@ -52,12 +52,32 @@ fn router_by(path: &str) -> Router<Shared> {
 pub struct Page {
     limit: Option<usize>,
     after: Option<String>,
+    /// Of machines: only those that have this label, `NAME` or `NAME=VALUE`.
+    label: Option<String>,
 }
 
 impl Page {
     /// Objects wanted.
     pub fn limit(&self) -> usize {
         self.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)
+    }
+
+    /// Whether an object is wanted.
+    fn wants(&self, object: &Object) -> bool {
+        let Some(label) = &self.label else {
+            return true;
+        };
+        let (name, value) = match label.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (label.as_str(), None),
+        };
+        match object {
+            Object::Machine(machine) => machine
+                .labels
+                .get(name)
+                .is_some_and(|own| value.is_none_or(|value| own == value)),
+            _ => false,
+        }
     }
 
     /// Key after which the page begins.
@@ -92,6 +112,7 @@ pub async fn list(
     axum::Json(app.cluster.read(|state| {
         let items = state
             .objects_after(kind, asked.after())
+            .filter(|record| asked.wants(&record.object))
             .take(limit + 1)
             .map(|record| {
                 let view = view::object(state, &checks, record);

@@ -106,6 +106,11 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ),
     ("delete", "/machines/{key}/lock", "Unlock a machine"),
     (
+        "patch",
+        "/machines/{key}/labels",
+        "Set labels of a machine, and remove those that are null: {name: value}",
+    ),
+    (
         "get",
         "/machines/{key}/timeline",
         "What nodes saw of how a machine boots, the last facts",

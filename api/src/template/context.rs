@@ -179,6 +179,7 @@ impl RenderContext<'_> {
             "macs": macs,
             "bootenv": machine.bootenv,
             "profiles": machine.profiles,
+            "labels": machine.labels,
             "url": self.node.machine_url(machine),
             "urls": urls,
         });

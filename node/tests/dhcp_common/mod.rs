@@ -169,6 +169,7 @@ impl World {
             options: BTreeMap::new(),
             loaders: Default::default(),
             local_boot: None,
+            labels: Default::default(),
         };
         change(&mut machine);
         self.put(Object::Machine(machine));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use muster_storage::schema::{self, Needs};
 use muster_storage::{Command, Outcome, Proposal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -23,6 +24,13 @@ pub async fn propose(inner: &Inner, mut proposal: Proposal) -> Result<Outcome, E
     let bytes = octets(&proposal)?;
     if bytes > PROPOSAL_BYTES_MAX {
         return Err(too_large());
+    }
+    // The leader may be of a version that cannot read it.
+    if proposal.command.needs() > schema::OLDEST {
+        let known = inner
+            .memory
+            .read(|state| state.check_needs(&proposal.command));
+        known.map_err(|rejection| Error::Refused(rejection.to_string()))?;
     }
     // Whether an attempt may have been committed.
     let mut open = false;
@@ -119,6 +127,7 @@ fn repeatable(command: &Command) -> bool {
             | Command::OpenAttempt { .. }
             | Command::LockMachine { .. }
             | Command::UnlockMachine { .. }
+            | Command::LabelMachine { .. }
             | Command::BootStalled { .. }
     )
 }

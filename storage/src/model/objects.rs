@@ -52,6 +52,9 @@ pub struct Machine {
     /// How it is sent to its own disk, before what its profiles say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_boot: Option<LocalBoot>,
+    /// What people tell machines apart by: rack, owner, purpose. Since schema 2.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A text that is rendered per machine.

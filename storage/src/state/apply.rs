@@ -66,6 +66,7 @@ impl State {
     }
 
     fn execute(&mut self, context: Context<'_>, command: &Command) -> Result<Effect, Rejection> {
+        self.check_needs(command)?;
         match command {
             Command::Found(founding) => self.found(context, founding),
             Command::Refound(refounding) => self.refound(context, refounding),
@@ -140,6 +141,11 @@ impl State {
                 self.lock_machine(context, *machine, reason)
             }
             Command::UnlockMachine { machine } => self.unlock_machine(context, *machine),
+            Command::LabelMachine {
+                machine,
+                set,
+                remove,
+            } => self.label_machine(context, *machine, set, remove),
             Command::Saw { node, seen } => self.saw(context, *node, seen),
             Command::BootStalled { machine, node } => self.boot_stalled(context, *machine, *node),
         }

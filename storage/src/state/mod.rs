@@ -7,6 +7,7 @@ mod boot;
 mod class;
 mod install;
 mod keyring;
+mod labels;
 mod loaders;
 mod members;
 mod objects;

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::artifacts::check_settings;
 use super::install::check_attempts;
+use super::labels::check_labels;
 use super::row::{Row, RowKey};
 use super::table::{Context, State};
 use crate::command::{Command, Effect, PutMode, Rejection};
@@ -383,6 +384,7 @@ impl State {
         if machine.macs.is_empty() {
             return Err(invalid("macs", "a machine has at least one MAC"));
         }
+        check_labels(machine)?;
         for mac in &machine.macs {
             match self.machines_by_mac.get(mac) {
                 Some(owner) if *owner != machine.name => {

@@ -5,10 +5,10 @@
 
 use super::row::{Row, RowKey};
 use super::table::{Context, Meta, State};
-use crate::command::{Effect, Rejection};
+use crate::command::{Command, Effect, Rejection};
 use crate::event::{Action, Subject};
 use crate::model::{Member, Timestamp};
-use crate::schema::{self, Corrupt};
+use crate::schema::{self, Corrupt, Needs};
 
 impl State {
     /// Schema that the cluster behaves as.
@@ -35,6 +35,21 @@ impl State {
         Some(Timestamp(
             since.0.saturating_add(after.saturating_mul(1000)),
         ))
+    }
+
+    /// Whether the cluster is at a schema that has this command, and the fields in it.
+    ///
+    /// # Errors
+    /// Says what to do when it is not.
+    pub fn check_needs(&self, command: &Command) -> Result<(), Rejection> {
+        let (needed, schema) = (command.needs(), self.schema());
+        if needed <= schema {
+            return Ok(());
+        }
+        Err(Rejection::Conflict(format!(
+            "this needs schema {needed}, and the cluster is at {schema}: when every node is \
+             upgraded, `muster cluster finalize`"
+        )))
     }
 
     pub(super) fn raise_schema(

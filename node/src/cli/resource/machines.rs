@@ -1,5 +1,7 @@
 //! Machines: what they are, and how they are installed.
 
+use std::collections::BTreeMap;
+
 use clap::Subcommand;
 use muster_api::client::{Call, Payload};
 use reqwest::Method;
@@ -42,6 +44,19 @@ pub enum MachineVerb {
     Unlock {
         /// Name, UUID or MAC.
         machine: String,
+    },
+    /// Set labels of a machine, and remove labels.
+    Label {
+        /// Name, UUID or MAC.
+        machine: String,
+        /// NAME=VALUE to set, NAME- to remove.
+        #[arg(required = true, value_name = "LABEL", value_parser = label)]
+        labels: Vec<(String, Option<String>)>,
+    },
+    /// List the machines that have a label.
+    Labelled {
+        /// NAME or NAME=VALUE.
+        label: String,
     },
     /// Print the params of a machine: each with its value, and where that comes from.
     Params {
@@ -93,6 +108,20 @@ pub async fn run(context: &Context, verb: MachineVerb) -> Result<(), Error> {
             context.client.send(call).await?;
             context.printer.done(&format!("{machine} is unlocked"))
         }
+        MachineVerb::Label { machine, labels } => {
+            let changes: BTreeMap<_, _> = labels.into_iter().collect();
+            let call =
+                call(Method::PATCH, &machine, "labels").payload(Payload::Json(json!(changes)));
+            context.client.send(call).await?;
+            context.printer.done(&format!("{machine} is labelled"))
+        }
+        MachineVerb::Labelled { label } => {
+            let call = Call::new(Method::GET, &["machines"]).query("label", label);
+            let machines = requests::pages(context, &call, None).await?;
+            context
+                .printer
+                .list(machines, requests::columns("machines"))
+        }
         MachineVerb::Params { machine } => {
             let page = context.client.json(call(Method::GET, &machine, "params"));
             context.printer.list(requests::items(page.await?), PARAMS)
@@ -101,5 +130,14 @@ pub async fn run(context: &Context, verb: MachineVerb) -> Result<(), Error> {
             let page = context.client.json(call(Method::GET, &machine, "timeline"));
             context.printer.list(requests::items(page.await?), FACTS)
         }
+    }
+}
+
+/// `NAME=VALUE`, or `NAME-` for one that is to go.
+fn label(text: &str) -> Result<(String, Option<String>), String> {
+    match (text.split_once('='), text.strip_suffix('-')) {
+        (Some((name, value)), _) => Ok((name.to_owned(), Some(value.to_owned()))),
+        (None, Some(name)) => Ok((name.to_owned(), None)),
+        (None, None) => Err("write NAME=VALUE to set a label, or NAME- to remove it".to_owned()),
     }
 }

@@ -1,0 +1,209 @@
+//! Labels of machines, which came with schema 2: what they may be, and how they are written down.
+
+#![allow(clippy::expect_used)]
+
+use std::collections::BTreeMap;
+
+use muster_storage::command::PutMode;
+use muster_storage::model::{Member, Object, Sha256};
+use muster_storage::{
+    Actor, Command, Effect, Entry, NodeId, Proposal, Rejection, RequestId, Revision, State,
+    Timestamp, schema,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+const MACHINE: Uuid = Uuid::from_u128(0x11);
+
+/// A state at a schema.
+struct World {
+    state: State,
+    index: u64,
+}
+
+impl World {
+    fn at(schema: u16) -> Self {
+        let mut world = Self {
+            state: State::default(),
+            index: 0,
+        };
+        // There is no member that does not support it.
+        let member = Box::new(Member {
+            id: NodeId(1),
+            name: "n1".into(),
+            address: [10, 77, 0, 11].into(),
+            peer_port: 8093,
+            api_port: 8092,
+            boot_port: 8091,
+            version: "0.2.0".into(),
+            min_schema: 1,
+            max_schema: schema,
+            key_hash: Sha256([1; 32]),
+            identifiers: Vec::new(),
+        });
+        let join = Command::AddMember {
+            member,
+            token: None,
+        };
+        world.run(join).expect("it joins");
+        world
+            .run(Command::RaiseSchema { to: schema })
+            .expect("it is raised");
+        world
+    }
+
+    fn run(&mut self, command: Command) -> Result<Effect, Rejection> {
+        self.index += 1;
+        let revision = Revision::new(self.index, 0);
+        let mut outcomes = self.state.apply(revision, &entry(command));
+        outcomes.pop().expect("one outcome").0.result
+    }
+
+    fn labels(&self) -> Vec<(&str, &str)> {
+        let machine = self.state.machine("m1").expect("it is there");
+        let labels = machine.labels.iter();
+        labels
+            .map(|(name, value)| (&name[..], &value[..]))
+            .collect()
+    }
+}
+
+fn entry(command: Command) -> Entry {
+    Entry {
+        at: Timestamp(1_800_000_000_000),
+        proposals: vec![Proposal {
+            request: RequestId(Uuid::from_u128(7)),
+            actor: Actor("admin".into()),
+            if_match: None,
+            remember: None,
+            command,
+        }],
+    }
+}
+
+fn put(labels: &[(&str, &str)]) -> Command {
+    let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
+    let machine = json!({
+        "uuid": MACHINE, "name": "m1", "macs": ["52:54:00:00:00:50"], "labels": labels,
+    });
+    Command::Put {
+        object: Object::Machine(serde_json::from_value(machine).expect("a machine")),
+        mode: PutMode::Apply,
+    }
+}
+
+fn label(set: &[(&str, &str)], remove: &[&str]) -> Command {
+    let text = |text: &&str| (*text).to_owned();
+    Command::LabelMachine {
+        machine: MACHINE,
+        set: set
+            .iter()
+            .map(|(name, value)| (text(name), text(value)))
+            .collect(),
+        remove: remove.iter().map(text).collect(),
+    }
+}
+
+#[test]
+fn labels_are_set_and_removed_one_by_one() {
+    let mut world = World::at(2);
+    world
+        .run(put(&[("rack", "r12"), ("owner", "db")]))
+        .expect("put");
+    world
+        .run(label(&[("rack", "r13"), ("u", "7")], &["owner", "none"]))
+        .expect("labelled");
+    assert_eq!(world.labels(), [("rack", "r13"), ("u", "7")]);
+    let before = world.state.digest();
+    world.index += 1;
+    let again = world.state.clone().apply(
+        Revision::new(world.index, 0),
+        &entry(label(&[("u", "7")], &[])),
+    );
+    let changed: usize = again.iter().map(|(_, changes)| changes.len()).sum();
+    assert_eq!(changed, 0, "what is so already is no change");
+    assert_eq!(world.state.digest(), before);
+}
+
+#[test]
+fn labels_fit_a_screen_and_a_url() {
+    let mut world = World::at(2);
+    world.run(put(&[])).expect("put");
+    let long = "x".repeat(256);
+    let many: Vec<String> = (0..65).map(|number| format!("l{number}")).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|name| (&name[..], "")).collect();
+    for (command, field) in [
+        (label(&[("", "v")], &[]), "labels."),
+        (label(&[("a b", "v")], &[]), "labels.a b"),
+        (label(&[(&long, "v")], &[]), "labels.xxx"),
+        (label(&[("a", &long)], &[]), "labels.a"),
+        (label(&[("a", "two\nlines")], &[]), "labels.a"),
+        (label(&[("a", "b")], &["a"]), "remove"),
+        (label(&many, &[]), "labels"),
+        (put(&many), "labels"),
+    ] {
+        let refused = world.run(command);
+        assert!(
+            matches!(&refused, Err(Rejection::Invalid { field: wrong, .. }) if wrong.starts_with(field)),
+            "{refused:?} for {field}"
+        );
+    }
+    assert_eq!(world.labels(), []);
+}
+
+#[test]
+fn a_cluster_at_schema_1_has_no_labels() {
+    let mut world = World::at(1);
+    world.run(put(&[])).expect("a machine without any");
+    for command in [
+        put(&[("rack", "r12")]),
+        label(&[("rack", "r12")], &[]),
+        Command::Many(vec![put(&[("rack", "r12")])]),
+    ] {
+        let refused = world.run(command);
+        assert!(
+            matches!(&refused, Err(Rejection::Conflict(why)) if why.contains("finalize")),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(world.labels(), []);
+}
+
+/// What does not have labels is written as ever, so that older binaries read it.
+#[test]
+fn only_what_has_labels_is_written_as_schema_2() {
+    let stamp = |command| {
+        let bytes = schema::encode_entry(&entry(command)).expect("encode");
+        u16::from_be_bytes(*bytes.first_chunk().expect("two octets"))
+    };
+    assert_eq!(stamp(put(&[])), 1);
+    assert_eq!(stamp(Command::RaiseSchema { to: 2 }), 1);
+    assert_eq!(stamp(put(&[("rack", "r12")])), 2);
+    assert_eq!(stamp(label(&[], &["rack"])), 2);
+    let mut world = World::at(2);
+    world.run(put(&[("rack", "r12")])).expect("put");
+    world.run(label(&[], &["rack"])).expect("labelled");
+    let rows = world.state.rows().expect("rows");
+    let machines = rows.iter().filter(|row| row.key.first() == Some(&6));
+    let stamps: Vec<&[u8]> = machines
+        .filter_map(|row| row.value.as_deref()?.get(..2))
+        .collect();
+    assert_eq!(stamps, [[0, 1]], "it has none any more");
+}
+
+#[test]
+fn the_stored_form_is_frozen() {
+    let samples = [put(&[("rack", "r12")]), label(&[("u", "7")], &["rack"])];
+    let now: String = samples
+        .map(|command| {
+            let bytes = schema::encode_entry(&entry(command)).expect("encode");
+            hex::encode(bytes) + "\n"
+        })
+        .concat();
+    let frozen = include_str!("golden/schema-2-entries.txt");
+    assert_eq!(frozen, now, "the stored form of entries changed");
+    for line in frozen.lines() {
+        let bytes = hex::decode(line).expect("hex");
+        schema::decode_entry(&bytes).expect("it is read");
+    }
+}
