@@ -12,7 +12,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo test test-long test-firmware sim fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench setup-debian payload
+.PHONY: build demo test test-long test-firmware test-upgrade sim fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench setup-debian payload
 
 build: setup-build
 	cargo build $(LOCKED) --release --workspace --bins
@@ -25,12 +25,23 @@ demo: setup payload build
 # With the checks that a released binary leaves out.
 test: export MUSTER_BIN := $(abspath $(cargo_target)/debug/muster)
 test: setup payload
+	deploy/previous.sh
 	cargo build $(LOCKED) --workspace --bins
 	cargo test $(LOCKED) --workspace
 
 # As `test`, with every variant of the stories that have many.
 test-long: export MUSTER_LONG := 1
 test-long: test
+
+# From the last released version to this one and half way back, in every order of three nodes, while
+# machines boot and an operator writes: a quarter of an hour.
+test-upgrade: export MUSTER_LONG := 1
+test-upgrade: export MUSTER_BIN := $(abspath $(cargo_target)/debug/muster)
+test-upgrade: setup
+	deploy/previous.sh
+	cargo build $(LOCKED) --workspace --bins
+	cargo test $(LOCKED) --workspace --test stories -- --exact --nocapture \
+		upgrade::a_cluster_is_upgraded_while_it_serves
 
 # Real firmware in QEMU while the node that it boots from dies at every moment; leaves the table at
 # target/firmware.md. Takes an hour or two: `make test-firmware MATRIX='--modes bios-ipxe --at-once 2'`.

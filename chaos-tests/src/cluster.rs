@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -21,6 +22,8 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// Also those that were refused.
     added: u8,
+    /// What further nodes are started with, if not with the present binary.
+    binary: Option<PathBuf>,
     lab: Lab,
 }
 
@@ -30,11 +33,21 @@ impl Cluster {
         Self::found_in(Lab::new()?, size)
     }
 
+    /// As [`Cluster::found`], of nodes that are started with this binary.
+    pub fn found_with(size: u8, binary: &Path) -> Result<Self> {
+        Self::found_by(Lab::new()?, size, Some(binary))
+    }
+
     /// As [`Cluster::found`], in a lab that is there.
     pub fn found_in(lab: Lab, size: u8) -> Result<Self> {
+        Self::found_by(lab, size, None)
+    }
+
+    fn found_by(lab: Lab, size: u8, binary: Option<&Path>) -> Result<Self> {
         let mut cluster = Self {
             nodes: Vec::new(),
             added: 0,
+            binary: binary.map(Path::to_owned),
             lab,
         };
         cluster.add_founder()?;
@@ -104,7 +117,11 @@ impl Cluster {
         let last = self.added.checked_add(10).context("too many nodes")?;
         let name = format!("n{}", self.added);
         let host = self.lab.host(&name, Some(Ipv4Addr::new(10, 77, 0, last)))?;
-        self.nodes.push(Node::new(host, flags)?);
+        let node = Node::new(host, flags)?;
+        if let Some(binary) = &self.binary {
+            node.set_binary(binary);
+        }
+        self.nodes.push(node);
         Ok(index)
     }
 

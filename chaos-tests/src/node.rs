@@ -27,7 +27,7 @@ pub struct Node {
     host: Host,
     data_dir: PathBuf,
     log: PathBuf,
-    binary: PathBuf,
+    binary: Mutex<PathBuf>,
     flags: Vec<String>,
     process: Mutex<Option<Child>>,
 }
@@ -91,7 +91,7 @@ impl Node {
         Ok(Self {
             data_dir: dir.join(name),
             log: dir.join(format!("{name}.log")),
-            binary: binary()?,
+            binary: Mutex::new(binary()?),
             flags: all,
             process: Mutex::new(None),
             host,
@@ -139,7 +139,8 @@ impl Node {
             .append(true)
             .open(&self.log)
             .context("opening the node's log")?;
-        let child = clean(&mut self.host.command(&self.binary))
+        let binary = self.binary();
+        let child = clean(&mut self.host.command(&binary))
             .arg("serve")
             .arg("--data-dir")
             .arg(&self.data_dir)
@@ -148,9 +149,20 @@ impl Node {
             .stdout(log.try_clone().context("sharing the node's log")?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("starting {}", self.binary.display()))?;
+            .with_context(|| format!("starting {}", binary.display()))?;
         *self.process() = Some(child);
         Ok(())
+    }
+
+    /// What it is started with from now on, and what its command line is called by.
+    pub fn set_binary(&self, binary: &Path) {
+        let mut own = self.binary.lock().unwrap_or_else(PoisonError::into_inner);
+        binary.clone_into(&mut own);
+    }
+
+    fn binary(&self) -> PathBuf {
+        let own = self.binary.lock().unwrap_or_else(PoisonError::into_inner);
+        own.clone()
     }
 
     /// Whether its process runs.
@@ -243,7 +255,7 @@ impl Node {
     /// As [`Node::cli`], with something on stdin.
     pub fn cli_with(&self, arguments: &[&str], stdin: &str) -> Result<Answer> {
         let call = format!("muster {} (on {})", arguments.join(" "), self.name());
-        let mut child = clean(&mut Command::new(&self.binary))
+        let mut child = clean(&mut Command::new(self.binary()))
             .arg("--data-dir")
             .arg(&self.data_dir)
             .args(["-o", "json"])

@@ -72,6 +72,38 @@ pub struct Plan {
 
 /// Switches machines on, and kills the leader in the middle. The cluster is whole again at the end.
 pub fn boot(cluster: &Cluster, plan: &Plan) -> Result<Report> {
+    let kill = |begun: &Begun<'_>| {
+        let Some(share) = plan.kill_at else {
+            return Ok(None);
+        };
+        let enough = (f64::from(plan.machines) * share).ceil() as usize;
+        wait_until("machines to have scripts", plan.patience, || {
+            let over = (begun.over)() || begun.progress.reached(Stage::Script) >= enough;
+            Ok(over.then_some(()))
+        })?;
+        kill_leader(cluster, begun.at, begun.progress).map(Some)
+    };
+    let (mut report, killed) = boot_while(cluster, plan, kill)?;
+    report.killed = killed;
+    Ok(report)
+}
+
+/// Machines that boot.
+pub struct Begun<'a> {
+    /// Since when.
+    pub at: Instant,
+    /// How far they are.
+    pub progress: &'a Progress,
+    /// Whether all of them have ended.
+    pub over: &'a dyn Fn() -> bool,
+}
+
+/// Switches machines on while something happens. All nodes run again at the end.
+pub fn boot_while<T>(
+    cluster: &Cluster,
+    plan: &Plan,
+    happens: impl FnOnce(&Begun<'_>) -> Result<T>,
+) -> Result<(Report, T)> {
     ensure!(
         (1..=MACHINES_MAX).contains(&plan.machines),
         "one to {MACHINES_MAX} machines can be played"
@@ -89,28 +121,24 @@ pub fn boot(cluster: &Cluster, plan: &Plan) -> Result<Report> {
     hall.run("ip", &["link", "set", "dev", "eth0", "address", HALL])?;
     let progress = Arc::<Progress>::default();
     let began = Instant::now();
-    let (came, killed) = std::thread::scope(|scope| {
+    let (came, happened) = std::thread::scope(|scope| {
         let running = scope.spawn(|| run(&hall, plan, &clients, &content, &progress));
-        let kill = |share: f64| {
-            let enough = (f64::from(plan.machines) * share).ceil() as usize;
-            wait_until("machines to have scripts", plan.patience, || {
-                let over = running.is_finished() || progress.reached(Stage::Script) >= enough;
-                Ok(over.then_some(()))
-            })?;
-            kill_leader(cluster, began, &progress)
-        };
-        let killed = plan.kill_at.map(kill).transpose();
+        let happened = happens(&Begun {
+            at: began,
+            progress: &progress,
+            over: &|| running.is_finished(),
+        });
         let came = running.join().map_err(|_| anyhow!("the machines broke"))?;
-        anyhow::Ok((came?, killed?))
+        anyhow::Ok((came?, happened?))
     })?;
     let (came, repeats) = came;
-    let report = Report::new(&came, repeats, killed, began.elapsed())?;
+    let report = Report::new(&came, repeats, None, began.elapsed())?;
     for node in cluster.nodes().iter().filter(|node| !node.is_running()) {
         node.start()?;
     }
     cluster.wait_settled(PATIENCE)?;
     lab.remove_host(hall)?;
-    Ok(report)
+    Ok((report, happened))
 }
 
 /// Uploads what is to be booted, and creates the machines.

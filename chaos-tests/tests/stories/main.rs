@@ -34,6 +34,7 @@ mod restart;
 mod router;
 mod secrets;
 mod unknown;
+mod upgrade;
 mod why;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
