@@ -367,7 +367,8 @@ impl Node {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub(crate) fn log_tail(&self, count: usize) -> String {
+    /// The last lines of its log.
+    pub fn log_tail(&self, count: usize) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(count)..].join("\n")

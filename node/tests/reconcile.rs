@@ -6,8 +6,8 @@ mod dhcp_common;
 use dhcp_common::*;
 use dhcproto::v4::MessageType;
 use muster_node::reconcile::{Signs, plan};
-use muster_storage::model::{LeaseState, Seen, Step};
-use muster_storage::{Command, NodeId, Revision};
+use muster_storage::model::{LeaseState, Member, Seen, Step};
+use muster_storage::{Command, NodeId, Revision, schema};
 
 const LEADER: NodeId = NodeId(1);
 
@@ -137,4 +137,34 @@ fn boots_that_come_to_nothing_are_told_of() {
     assert_eq!(commands, std::slice::from_ref(&stalled));
     world.apply(stalled);
     assert_eq!(plan(&world.state, LEADER, Signs::at(world.now)), []);
+}
+
+#[test]
+fn the_schema_is_raised_a_day_after_all_nodes_know_it_if_that_is_sure() {
+    let mut world = World::new();
+    let members: Vec<Member> = world.state.members().cloned().collect();
+    for member in members {
+        world.apply(Command::UpdateMember(Box::new(Member {
+            max_schema: schema::CURRENT,
+            ..member
+        })));
+    }
+    let sure = |now| Signs {
+        binaries_sure: true,
+        ..Signs::at(now)
+    };
+    world.pass(24 * 3600 - 1);
+    assert_eq!(plan(&world.state, LEADER, sure(world.now)), []);
+    world.pass(1);
+    assert_eq!(plan(&world.state, LEADER, Signs::at(world.now)), []);
+    let raise = Command::RaiseSchema {
+        to: schema::CURRENT,
+    };
+    assert_eq!(
+        plan(&world.state, LEADER, sure(world.now)),
+        std::slice::from_ref(&raise)
+    );
+    world.apply(raise);
+    assert_eq!(world.state.schema(), schema::CURRENT);
+    assert_eq!(plan(&world.state, LEADER, sure(world.now)), []);
 }
