@@ -2,83 +2,35 @@
 
 #![allow(clippy::expect_used)]
 
+mod site;
+
 use std::collections::BTreeMap;
 
 use muster_storage::command::PutMode;
-use muster_storage::model::{Member, Object, Sha256};
-use muster_storage::{
-    Actor, Command, Effect, Entry, NodeId, Proposal, Rejection, RequestId, Revision, State,
-    Timestamp, schema,
-};
+use muster_storage::model::Object;
+use muster_storage::{Command, Entry, Rejection, Revision, Timestamp, schema};
 use serde_json::json;
+use site::Site;
 use uuid::Uuid;
 
 const MACHINE: Uuid = Uuid::from_u128(0x11);
 
-/// A state at a schema.
-struct World {
-    state: State,
-    index: u64,
+/// A cluster at a schema.
+fn at(schema: u16) -> Site {
+    Site::founded(site::member(1, schema), 1000)
 }
 
-impl World {
-    fn at(schema: u16) -> Self {
-        let mut world = Self {
-            state: State::default(),
-            index: 0,
-        };
-        // There is no member that does not support it.
-        let member = Box::new(Member {
-            id: NodeId(1),
-            name: "n1".into(),
-            address: [10, 77, 0, 11].into(),
-            peer_port: 8093,
-            api_port: 8092,
-            boot_port: 8091,
-            version: "0.2.0".into(),
-            min_schema: 1,
-            max_schema: schema,
-            key_hash: Sha256([1; 32]),
-            identifiers: Vec::new(),
-        });
-        let join = Command::AddMember {
-            member,
-            token: None,
-        };
-        world.run(join).expect("it joins");
-        world
-            .run(Command::RaiseSchema { to: schema })
-            .expect("it is raised");
-        world
-    }
-
-    fn run(&mut self, command: Command) -> Result<Effect, Rejection> {
-        self.index += 1;
-        let revision = Revision::new(self.index, 0);
-        let mut outcomes = self.state.apply(revision, &entry(command));
-        outcomes.pop().expect("one outcome").0.result
-    }
-
-    fn labels(&self) -> Vec<(&str, &str)> {
-        let machine = self.state.machine("m1").expect("it is there");
-        let labels = machine.labels.iter();
-        labels
-            .map(|(name, value)| (&name[..], &value[..]))
-            .collect()
-    }
+fn labels(site: &Site) -> Vec<(&str, &str)> {
+    let machine = site.state.machine("m1").expect("it is there");
+    let labels = machine.labels.iter();
+    labels
+        .map(|(name, value)| (&name[..], &value[..]))
+        .collect()
 }
 
+/// Always of the same bytes.
 fn entry(command: Command) -> Entry {
-    Entry {
-        at: Timestamp(1_800_000_000_000),
-        proposals: vec![Proposal {
-            request: RequestId(Uuid::from_u128(7)),
-            actor: Actor("admin".into()),
-            if_match: None,
-            remember: None,
-            command,
-        }],
-    }
+    site::entry(Timestamp(1_800_000_000_000), command)
 }
 
 fn put(labels: &[(&str, &str)]) -> Command {
@@ -106,29 +58,27 @@ fn label(set: &[(&str, &str)], remove: &[&str]) -> Command {
 
 #[test]
 fn labels_are_set_and_removed_one_by_one() {
-    let mut world = World::at(2);
-    world
-        .run(put(&[("rack", "r12"), ("owner", "db")]))
+    let mut site = at(2);
+    site.try_run(put(&[("rack", "r12"), ("owner", "db")]))
         .expect("put");
-    world
-        .run(label(&[("rack", "r13"), ("u", "7")], &["owner", "none"]))
+    site.try_run(label(&[("rack", "r13"), ("u", "7")], &["owner", "none"]))
         .expect("labelled");
-    assert_eq!(world.labels(), [("rack", "r13"), ("u", "7")]);
-    let before = world.state.digest();
-    world.index += 1;
-    let again = world.state.clone().apply(
-        Revision::new(world.index, 0),
+    assert_eq!(labels(&site), [("rack", "r13"), ("u", "7")]);
+    let before = site.state.digest();
+    site.index += 1;
+    let again = site.state.clone().apply(
+        Revision::new(site.index, 0),
         &entry(label(&[("u", "7")], &[])),
     );
     let changed: usize = again.iter().map(|(_, changes)| changes.len()).sum();
     assert_eq!(changed, 0, "what is so already is no change");
-    assert_eq!(world.state.digest(), before);
+    assert_eq!(site.state.digest(), before);
 }
 
 #[test]
 fn labels_fit_a_screen_and_a_url() {
-    let mut world = World::at(2);
-    world.run(put(&[])).expect("put");
+    let mut site = at(2);
+    site.try_run(put(&[])).expect("put");
     let long = "x".repeat(256);
     let many: Vec<String> = (0..65).map(|number| format!("l{number}")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|name| (&name[..], "")).collect();
@@ -142,31 +92,31 @@ fn labels_fit_a_screen_and_a_url() {
         (label(&many, &[]), "labels"),
         (put(&many), "labels"),
     ] {
-        let refused = world.run(command);
+        let refused = site.try_run(command);
         assert!(
             matches!(&refused, Err(Rejection::Invalid { field: wrong, .. }) if wrong.starts_with(field)),
             "{refused:?} for {field}"
         );
     }
-    assert_eq!(world.labels(), []);
+    assert_eq!(labels(&site), []);
 }
 
 #[test]
 fn a_cluster_at_schema_1_has_no_labels() {
-    let mut world = World::at(1);
-    world.run(put(&[])).expect("a machine without any");
+    let mut site = at(1);
+    site.try_run(put(&[])).expect("a machine without any");
     for command in [
         put(&[("rack", "r12")]),
         label(&[("rack", "r12")], &[]),
         Command::Many(vec![put(&[("rack", "r12")])]),
     ] {
-        let refused = world.run(command);
+        let refused = site.try_run(command);
         assert!(
             matches!(&refused, Err(Rejection::Conflict(why)) if why.contains("finalize")),
             "{refused:?}"
         );
     }
-    assert_eq!(world.labels(), []);
+    assert_eq!(labels(&site), []);
 }
 
 /// What does not have labels is written as ever, so that older binaries read it.
@@ -180,11 +130,13 @@ fn only_what_has_labels_is_written_as_schema_2() {
     assert_eq!(stamp(Command::RaiseSchema { to: 2 }), 1);
     assert_eq!(stamp(put(&[("rack", "r12")])), 2);
     assert_eq!(stamp(label(&[], &["rack"])), 2);
-    let mut world = World::at(2);
-    world.run(put(&[("rack", "r12")])).expect("put");
-    world.run(label(&[], &["rack"])).expect("labelled");
-    let rows = world.state.rows().expect("rows");
-    let machines = rows.iter().filter(|row| row.key.first() == Some(&6));
+    let mut site = at(2);
+    site.try_run(put(&[("rack", "r12")])).expect("put");
+    site.try_run(label(&[], &["rack"])).expect("labelled");
+    let rows = site.state.rows().expect("rows");
+    let machines = rows
+        .iter()
+        .filter(|row| row.key.starts_with(b"\x06machine"));
     let stamps: Vec<&[u8]> = machines
         .filter_map(|row| row.value.as_deref()?.get(..2))
         .collect();

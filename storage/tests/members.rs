@@ -2,86 +2,42 @@
 
 #![allow(clippy::expect_used, clippy::panic)]
 
+mod site;
+
 use std::net::Ipv4Addr;
 
-use muster_storage::command::{Bind, Client, Founding, PutMode, Refounding};
+use muster_storage::command::{Bind, Client, PutMode, Refounding};
 use muster_storage::model::{
     JoinToken, LeaseState, Machine, Member, Object, Octets, Sha256, Token,
 };
 use muster_storage::state::{Claim, EVENTS_OCTETS_MAX};
-use muster_storage::{
-    Actor, Command, Effect, Entry, Mac, NodeId, Proposal, RequestId, Revision, State, Timestamp,
-};
+use muster_storage::{Command, Effect, Mac, NodeId, Revision, State, Timestamp};
+use site::Site;
 use uuid::Uuid;
 
-/// A cluster that is written to one command at a time, a second apart.
-struct Site {
-    state: State,
-    index: u64,
+/// A second passes from command to command.
+fn founded() -> Site {
+    Site::founded(member(1, &[]), 1000)
 }
 
-impl Site {
-    fn new() -> Self {
-        let mut site = Self {
-            state: State::default(),
-            index: 0,
-        };
-        site.run(Command::Found(Box::new(Founding {
-            cluster_id: Uuid::from_u128(1),
-            ca_pem: String::new(),
-            ca_key_sealed: Octets::default(),
-            keyring: Vec::new(),
-            admin_password_hash: String::new(),
-            member: member(1, &[]),
-        })));
-        site
-    }
-
-    fn run(&mut self, command: Command) -> Effect {
-        self.index += 1;
-        let entry = Entry {
-            at: Timestamp(1_000_000 + self.index * 1000),
-            proposals: vec![Proposal {
-                request: RequestId(Uuid::nil()),
-                actor: Actor("test".into()),
-                if_match: None,
-                remember: None,
-                command,
-            }],
-        };
-        let mut outcomes = self.state.apply(Revision::new(self.index, 0), &entry);
-        let (outcome, _) = outcomes.pop().expect("one outcome");
-        outcome.result.expect("accepted")
-    }
-
-    fn bind(&mut self, last: u8) -> Ipv4Addr {
-        let client = client(last);
-        let offer = self
-            .state
-            .offer(&client, &|_| Claim::None, self.state.time())
-            .expect("an offer");
-        self.run(Command::Bind(Box::new(Bind {
-            client,
-            address: offer.address,
-            node: NodeId(1),
-        })));
-        offer.address
-    }
+fn bind(site: &mut Site, last: u8) -> Ipv4Addr {
+    let client = client(last);
+    let offer = site
+        .state
+        .offer(&client, &|_| Claim::None, site.state.time())
+        .expect("an offer");
+    site.run(Command::Bind(Box::new(Bind {
+        client,
+        address: offer.address,
+        node: NodeId(1),
+    })));
+    offer.address
 }
 
 fn member(last: u8, identifiers: &[Ipv4Addr]) -> Member {
     Member {
-        id: NodeId(u64::from(last)),
-        name: format!("n{last}"),
-        address: Ipv4Addr::new(10, 0, 0, last).into(),
-        peer_port: 8093,
-        api_port: 8092,
-        boot_port: 8091,
-        version: "0.1.0".into(),
-        min_schema: 1,
-        max_schema: 1,
-        key_hash: Sha256([last; 32]),
         identifiers: identifiers.to_vec(),
+        ..site::member(last, 1)
     }
 }
 
@@ -112,10 +68,10 @@ fn subnet() -> Command {
 #[test]
 fn an_identifier_that_its_node_gave_up_is_honoured_until_the_last_lease_ends() {
     let (old, new) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
-    let mut site = Site::new();
+    let mut site = founded();
     site.run(subnet());
     site.run(Command::UpdateMember(Box::new(member(1, &[old]))));
-    let address = site.bind(1);
+    let address = bind(&mut site, 1);
     let until = site.state.lease(address).expect("bound").object.held_until;
 
     site.run(Command::UpdateMember(Box::new(member(1, &[new]))));
@@ -130,7 +86,7 @@ fn an_identifier_that_its_node_gave_up_is_honoured_until_the_last_lease_ends() {
 
 #[test]
 fn no_address_is_free_early_while_a_removed_member_may_still_confirm_it() {
-    let mut site = Site::new();
+    let mut site = founded();
     site.run(subnet());
     let Effect::Member(second) = site.run(Command::AddMember {
         member: Box::new(member(2, &[])),
@@ -138,7 +94,7 @@ fn no_address_is_free_early_while_a_removed_member_may_still_confirm_it() {
     }) else {
         panic!("no member was added");
     };
-    let address = site.bind(1);
+    let address = bind(&mut site, 1);
     let hold = site.state.lease(address).expect("bound").object.held_until;
     let release = Command::Release {
         client: Box::new(client(1)),
@@ -158,7 +114,7 @@ fn no_address_is_free_early_while_a_removed_member_may_still_confirm_it() {
     // Once the longest lease of that time has ended, releases are free at once again.
     site.index += hold.secs_since(site.state.time()) + 20;
     site.run(Command::Expire);
-    let address = site.bind(3);
+    let address = bind(&mut site, 3);
     let release = Command::Release {
         client: Box::new(client(3)),
         address,
@@ -172,7 +128,7 @@ fn no_address_is_free_early_while_a_removed_member_may_still_confirm_it() {
 
 #[test]
 fn history_is_bounded_in_octets_and_says_what_it_forgot() {
-    let mut site = Site::new();
+    let mut site = founded();
     let machine = Machine {
         uuid: Uuid::from_u128(7),
         name: "m1".into(),
@@ -215,9 +171,9 @@ fn history_is_bounded_in_octets_and_says_what_it_forgot() {
 
 #[test]
 fn a_lost_cluster_goes_on_as_a_new_one_with_its_objects_and_without_its_tokens() {
-    let mut site = Site::new();
+    let mut site = founded();
     site.run(subnet());
-    let address = site.bind(1);
+    let address = bind(&mut site, 1);
     for (hash, token) in [(7, true), (8, false)] {
         let (hash, expires_at) = (Sha256([hash; 32]), Timestamp(u64::MAX));
         site.run(if token {

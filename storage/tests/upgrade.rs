@@ -2,96 +2,42 @@
 
 #![allow(clippy::expect_used)]
 
-use muster_storage::command::{Founding, PutMode};
-use muster_storage::model::{Member, Object, Octets, Settings, Sha256};
+mod site;
+
+use muster_storage::command::PutMode;
+use muster_storage::model::{Member, Object, Settings};
 use muster_storage::schema::{self, Corrupt};
-use muster_storage::{
-    Actor, Command, Effect, Entry, NodeId, Proposal, Rejection, RequestId, Revision, State,
-    Timestamp,
-};
-use uuid::Uuid;
+use muster_storage::{Command, Effect, NodeId, Rejection, State, Timestamp};
+use site::{Site, member};
 
 /// One that no binary of today knows.
 const NEXT: u16 = schema::CURRENT + 1;
 
 const HOUR: u64 = 3_600_000;
 
-/// A cluster that is written to one command at a time, an hour apart.
-struct Site {
-    state: State,
-    index: u64,
+/// Of one member, which supports schemas up to this. An hour passes from command to command.
+fn founded(max_schema: u16) -> Site {
+    Site::founded(member(1, max_schema), HOUR)
 }
 
-impl Site {
-    /// Of one member, which supports schemas up to this.
-    fn of(max_schema: u16) -> Self {
-        let mut site = Self {
-            state: State::default(),
-            index: 0,
-        };
-        let founded = site.run(Command::Found(Box::new(Founding {
-            cluster_id: Uuid::from_u128(1),
-            ca_pem: String::new(),
-            ca_key_sealed: Octets::default(),
-            keyring: Vec::new(),
-            admin_password_hash: String::new(),
-            member: member(1, max_schema),
-        })));
-        founded.expect("it is founded");
-        site
-    }
-
-    fn run(&mut self, command: Command) -> Result<Effect, Rejection> {
-        self.index += 1;
-        let entry = Entry {
-            at: Timestamp(self.index * HOUR),
-            proposals: vec![Proposal {
-                request: RequestId(Uuid::nil()),
-                actor: Actor("test".into()),
-                if_match: None,
-                remember: None,
-                command,
-            }],
-        };
-        let mut outcomes = self.state.apply(Revision::new(self.index, 0), &entry);
-        outcomes.pop().expect("one outcome").0.result
-    }
-
-    fn join(&mut self, last: u8, max_schema: u16) -> Result<NodeId, Rejection> {
-        let member = Box::new(member(last, max_schema));
-        match self.run(Command::AddMember {
-            member,
-            token: None,
-        })? {
-            Effect::Member(id) => Ok(id),
-            other => unreachable!("{other:?}"),
-        }
-    }
-
-    /// A node was started with a binary that supports schemas up to this.
-    fn restarted(&mut self, id: NodeId, last: u8, max_schema: u16) -> Result<Effect, Rejection> {
-        let member = Member {
-            id,
-            ..member(last, max_schema)
-        };
-        self.run(Command::UpdateMember(Box::new(member)))
+fn join(site: &mut Site, last: u8, max_schema: u16) -> Result<NodeId, Rejection> {
+    let member = Box::new(member(last, max_schema));
+    match site.try_run(Command::AddMember {
+        member,
+        token: None,
+    })? {
+        Effect::Member(id) => Ok(id),
+        other => unreachable!("{other:?}"),
     }
 }
 
-fn member(last: u8, max_schema: u16) -> Member {
-    Member {
-        id: NodeId(1),
-        name: format!("n{last}"),
-        address: [10, 0, 0, last].into(),
-        peer_port: 8093,
-        api_port: 8092,
-        boot_port: 8091,
-        version: "0.1.0".into(),
-        min_schema: 1,
-        max_schema,
-        key_hash: Sha256([last; 32]),
-        identifiers: Vec::new(),
-    }
+/// A node was started with a binary that supports schemas up to this.
+fn restarted(site: &mut Site, id: NodeId, last: u8, max_schema: u16) -> Result<Effect, Rejection> {
+    let member = Member {
+        id,
+        ..member(last, max_schema)
+    };
+    site.try_run(Command::UpdateMember(Box::new(member)))
 }
 
 fn refused(result: Result<impl std::fmt::Debug, Rejection>) -> String {
@@ -103,28 +49,28 @@ fn refused(result: Result<impl std::fmt::Debug, Rejection>) -> String {
 
 #[test]
 fn the_schema_is_raised_only_when_every_member_supports_it() {
-    let mut site = Site::of(1);
-    let second = site.join(2, 1).expect("it joins");
+    let mut site = founded(1);
+    let second = join(&mut site, 2, 1).expect("it joins");
     let raise = || Command::RaiseSchema { to: 2 };
-    assert!(refused(site.run(raise())).contains("n1, n2"));
-    site.restarted(NodeId(1), 1, 2).expect("it is upgraded");
+    assert!(refused(site.try_run(raise())).contains("n1, n2"));
+    restarted(&mut site, NodeId(1), 1, 2).expect("it is upgraded");
     assert_eq!(site.state.raisable_since(), None);
-    let why = refused(site.run(raise()));
+    let why = refused(site.try_run(raise()));
     assert!(why.contains("n2") && !why.contains("n1"), "{why}");
     assert_eq!(site.state.schema(), 1);
 
     // As long as it is not raised, any of them may be put back.
-    site.restarted(second, 2, 2).expect("it is upgraded");
+    restarted(&mut site, second, 2, 2).expect("it is upgraded");
     assert!(site.state.raisable_since().is_some());
-    site.restarted(second, 2, 1).expect("it is put back");
+    restarted(&mut site, second, 2, 1).expect("it is put back");
     assert_eq!(site.state.raisable_since(), None);
 }
 
 #[test]
 fn the_cluster_goes_on_by_itself_when_the_settings_say_so() {
-    let mut site = Site::of(1);
-    site.restarted(NodeId(1), 1, 2).expect("it is upgraded");
-    let since = Timestamp(2 * HOUR);
+    let mut site = founded(1);
+    restarted(&mut site, NodeId(1), 1, 2).expect("it is upgraded");
+    let since = Timestamp(1_000_000 + 2 * HOUR);
     assert_eq!(site.state.raisable_since(), Some(since));
     assert_eq!(
         site.state.raise_due(),
@@ -132,7 +78,7 @@ fn the_cluster_goes_on_by_itself_when_the_settings_say_so() {
         "a day later"
     );
     // Another restart does not put it off.
-    site.restarted(NodeId(1), 1, 2).expect("it is restarted");
+    restarted(&mut site, NodeId(1), 1, 2).expect("it is restarted");
     assert_eq!(site.state.raisable_since(), Some(since));
     let by_hand = Settings {
         finalize_after_secs: 0,
@@ -142,17 +88,16 @@ fn the_cluster_goes_on_by_itself_when_the_settings_say_so() {
         object: Object::Settings(by_hand),
         mode: PutMode::Replace,
     };
-    site.run(put).expect("it is set");
+    site.try_run(put).expect("it is set");
     assert_eq!(site.state.raise_due(), None);
 }
 
 #[test]
 fn a_binary_that_does_not_know_the_schema_stops_where_it_is_raised() {
-    let mut site = Site::of(1);
-    site.restarted(NodeId(1), 1, NEXT)
-        .expect("its record says so");
+    let mut site = founded(1);
+    restarted(&mut site, NodeId(1), 1, NEXT).expect("its record says so");
     site.state.take_rows().expect("rows until here");
-    let raised = site.run(Command::RaiseSchema { to: NEXT });
+    let raised = site.try_run(Command::RaiseSchema { to: NEXT });
     assert_eq!(raised, Ok(Effect::Done));
     let stopped = site.state.take_rows();
     assert!(
@@ -164,26 +109,26 @@ fn a_binary_that_does_not_know_the_schema_stops_where_it_is_raised() {
 #[test]
 fn a_binary_that_is_too_old_or_too_new_is_no_member() {
     // All of its members support it from the start.
-    let mut site = Site::of(schema::CURRENT);
+    let mut site = founded(schema::CURRENT);
     assert_eq!(site.state.schema(), schema::CURRENT);
-    let old = refused(site.join(2, schema::CURRENT - 1));
+    let old = refused(join(&mut site, 2, schema::CURRENT - 1));
     assert!(old.contains("install a newer one"), "{old}");
     let new = Box::new(Member {
         min_schema: NEXT,
         ..member(3, NEXT)
     });
-    let new = refused(site.run(Command::AddMember {
+    let new = refused(site.try_run(Command::AddMember {
         member: new,
         token: None,
     }));
     assert!(new.contains("in between"), "{new}");
-    let back = refused(site.restarted(NodeId(1), 1, schema::CURRENT - 1));
+    let back = refused(restarted(&mut site, NodeId(1), 1, schema::CURRENT - 1));
     assert!(back.contains("this cluster is at"), "{back}");
 }
 
 #[test]
 fn state_of_a_newer_schema_is_not_loaded() {
-    let mut site = Site::of(schema::CURRENT);
+    let mut site = founded(schema::CURRENT);
     let rows = site.state.take_rows().expect("its rows");
     let rows = rows.into_iter().filter_map(|row| {
         let mut value = row.value?;
