@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -16,11 +17,24 @@ const BUCKETS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// Histograms that count writes.
-const BATCHED: &[&str] = &["muster_raft_forward_batch", "muster_raft_entry_proposals"];
+/// Upper bounds of histograms that are not of that kind.
+const OTHER_BUCKETS: &[(&str, &[f64])] = &[
+    ("muster_raft_forward_proposals", BATCHES),
+    ("muster_raft_entry_proposals", BATCHES),
+    ("muster_raft_apply_seconds", IN_MEMORY),
+    ("muster_raft_snapshot_build_seconds", LONG),
+];
 
-/// Upper bounds of these.
+/// Counts of writes.
 const BATCHES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Seconds of what waits for nothing.
+const IN_MEMORY: &[f64] = &[
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1, 1.0,
+];
+
+/// Seconds of what grows with the state.
+const LONG: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0];
 
 /// How often histograms are folded.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -82,8 +96,8 @@ pub fn log(level: &str, format: LogFormat) -> Result<Log, Error> {
 /// When this process records them already.
 pub fn metrics() -> Result<PrometheusHandle, Error> {
     let mut builder = PrometheusBuilder::new().set_buckets(BUCKETS)?;
-    for name in BATCHED {
-        builder = builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), BATCHES)?;
+    for (name, bounds) in OTHER_BUCKETS {
+        builder = builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)?;
     }
     let handle = builder.install_recorder()?;
     describe();
@@ -101,6 +115,11 @@ pub async fn keep_up(handle: PrometheusHandle, dropped: ErrorCounter) {
     }
 }
 
+/// Looks how much this process uses.
+pub fn read_process() {
+    Collector::default().collect();
+}
+
 /// Says what this node's metrics mean, to whatever recorder there is.
 pub fn describe() {
     muster_raft::describe_metrics();
@@ -109,6 +128,9 @@ pub fn describe() {
     crate::boot::metrics::describe();
     crate::minority::describe();
     crate::upkeep::describe();
+    crate::journal::describe();
+    crate::scrape::describe();
+    Collector::default().describe();
     describe_counter!(
         LINES_DROPPED,
         "Lines of the log that were dropped because they were not read in time"

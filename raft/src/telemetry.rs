@@ -6,6 +6,10 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 pub fn describe_metrics() {
     describe_gauge!("muster_raft_is_leader", "1 on the node that leads");
     describe_gauge!("muster_raft_voters", "Members that vote");
+    describe_gauge!(
+        "muster_raft_members",
+        "Members of the cluster, those that do not vote yet among them"
+    );
     describe_gauge!("muster_raft_live_peers", "Peers heard from just now");
     describe_gauge!(
         "muster_raft_log_last_index",
@@ -34,6 +38,11 @@ pub fn describe_metrics() {
         "Left on the disk of the data directory; with less than 48 MiB a node takes no part"
     );
     describe_gauge!(
+        "muster_raft_disk_size_bytes",
+        Unit::Bytes,
+        "Size of the disk of the data directory"
+    );
+    describe_gauge!(
         "muster_raft_log_grown_bytes",
         Unit::Bytes,
         "Appended to the log since it was last cut"
@@ -55,48 +64,48 @@ pub fn describe_metrics() {
         "muster_raft_diverged_peers",
         "Peers whose state is seen to differ from this node's"
     );
-    describe_counter!(
+    counter(
         "muster_raft_leader_changes_total",
-        "Changes of the leader seen"
+        "Changes of the leader seen",
     );
-    describe_counter!("muster_raft_dials_total", "Attempts to connect to a peer");
-    describe_counter!(
+    counter("muster_raft_dials_total", "Attempts to connect to a peer");
+    counter(
         "muster_raft_handshakes_failed_total",
-        "Peer connections that failed their TLS handshake"
+        "Peer connections that failed their TLS handshake",
     );
-    describe_counter!(
+    counter(
         "muster_raft_log_entries_total",
-        "Entries appended to the log"
+        "Entries appended to the log",
     );
     describe_gauge!(
         "muster_raft_certificate_expiry_timestamp_seconds",
         Unit::Seconds,
         "When this node's certificate ends, since 1970; it is renewed long before"
     );
-    describe_counter!("muster_raft_log_syncs_total", "Syncs of the log to disk");
-    describe_counter!("muster_raft_proposals_applied_total", "Proposals applied");
-    describe_counter!(
+    counter("muster_raft_log_syncs_total", "Syncs of the log to disk");
+    counter("muster_raft_proposals_applied_total", "Proposals applied");
+    counter(
         "muster_raft_proposals_shed_total",
-        "Proposals refused because too many were waiting"
+        "Proposals refused because too many were waiting",
     );
-    describe_counter!(
+    counter(
         "muster_raft_read_index_failed_total",
-        "Rounds of linearizable reads that no quorum confirmed"
+        "Rounds of linearizable reads that no quorum confirmed",
     );
-    describe_counter!(
+    counter(
         "muster_raft_successions_total",
-        "Elections that this node stood for because the leader's process was seen to have ended"
+        "Elections that this node stood for because the leader's process was seen to have ended",
     );
-    describe_counter!(
+    counter(
         "muster_raft_snapshots_installed_total",
-        "Snapshots installed"
+        "Snapshots installed",
     );
-    describe_counter!(
+    counter(
         "muster_raft_artifacts_without_room_total",
-        "Artifacts, uploaded or pulled, that were turned away because the disk is nearly full; a pull is tried again"
+        "Artifacts, uploaded or pulled, that were turned away because the disk is nearly full; a pull is tried again",
     );
     describe_counter!(
-        "muster_raft_artifact_bytes_pulled_total",
+        "muster_raft_artifact_pulled_bytes_total",
         Unit::Bytes,
         "Bytes of artifacts pulled from peers"
     );
@@ -127,7 +136,14 @@ pub fn describe_metrics() {
     );
     describe_histogram!("muster_raft_entry_proposals", "Proposals in a log entry");
     describe_histogram!(
-        "muster_raft_forward_batch",
+        "muster_raft_forward_proposals",
         "Proposals in a message to the leader"
     );
+}
+
+/// Describes a counter and begins it at 0: what first appears at 1 has not grown in the eyes of an
+/// alert.
+fn counter(name: &'static str, meaning: &'static str) {
+    describe_counter!(name, meaning);
+    metrics::counter!(name).increment(0);
 }

@@ -132,6 +132,7 @@ fn measure(before: &View, now: &View) {
     metrics::gauge!("muster_raft_log_last_index").set(now.last_log as f64);
     metrics::gauge!("muster_raft_committed_index").set(now.committed as f64);
     metrics::gauge!("muster_raft_voters").set(now.all_voters().len() as f64);
+    metrics::gauge!("muster_raft_members").set(now.nodes.len() as f64);
     metrics::gauge!("muster_raft_fault").set(f64::from(u8::from(now.failed())));
 }
 

@@ -124,6 +124,31 @@ fn an_expired_address_waits_for_the_margin() {
     assert_eq!(world.bind(&client(1), ip(100)), taken(ip(100)));
 }
 
+/// Bound leases are counted as they come and go, and again when rows are loaded.
+#[test]
+fn bound_leases_are_counted_by_subnet() {
+    let count = |state: &State| state.bound_by_subnet().map(|(_, count)| count).sum::<u64>();
+    let mut world = World::new(3);
+    assert_eq!(world.state.bound_by_subnet().count(), 0);
+    for number in 1..=3 {
+        let address = ip(99 + number);
+        world.bind(&client(number), address).unwrap();
+        world.bind(&client(number), address).unwrap();
+    }
+    assert_eq!(world.state.bound_by_subnet().next(), Some(("lab", 3)));
+    let rows = world.state.rows().unwrap();
+    let rows = rows
+        .into_iter()
+        .filter_map(|row| Some((row.key, row.value?)));
+    assert_eq!(count(&State::load(rows).unwrap()), 3);
+    world.release(&client(1), ip(100)).result.unwrap();
+    world.decline(&client(2), ip(101)).result.unwrap();
+    assert_eq!(count(&world.state), 1);
+    world.pass(COMMITTED + MARGIN);
+    world.apply(Command::Expire);
+    assert_eq!(world.state.bound_by_subnet().count(), 0);
+}
+
 #[test]
 fn a_renewal_keeps_the_longest_end() {
     let mut world = World::new(1);

@@ -33,7 +33,7 @@ fn has_the_octets(cluster: &Cluster, late: usize) -> Result<()> {
     let size = |artifact: &Value| artifact["size"].as_u64().context("no size");
     let all: u64 = artifacts.iter().map(size).sum::<Result<_>>()?;
     wait_until("the octets to be pulled", PATIENCE, || {
-        let pulled = node.metric("muster_raft_artifact_bytes_pulled_total")?;
+        let pulled = node.metric("muster_raft_artifact_pulled_bytes_total")?;
         Ok((pulled as u64 >= all).then_some(()))
     })?;
     for index in 0..late {

@@ -66,6 +66,7 @@ impl Recorder {
 
     /// Notes a fact, if there is room.
     pub fn note(&self, machine: Uuid, step: Step) {
+        metrics::step(&step);
         let at = self.cluster.now();
         if self.queue.try_send(Seen { machine, at, step }).is_err() {
             metrics::facts_dropped(1);

@@ -5,14 +5,16 @@ use std::time::Duration;
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
+use muster_storage::model::Step;
 
 const REQUESTS: &str = "muster_boot_requests_total";
 const SECONDS: &str = "muster_boot_request_seconds";
-const OCTETS: &str = "muster_boot_octets_total";
+const OCTETS: &str = "muster_boot_sent_bytes_total";
 const CONNECTIONS: &str = "muster_boot_connections";
 const TFTP_TRANSFERS: &str = "muster_tftp_transfers_total";
 const TFTP_ACTIVE: &str = "muster_tftp_transfers_active";
-const TFTP_OCTETS: &str = "muster_tftp_octets_total";
+const TFTP_OCTETS: &str = "muster_tftp_sent_bytes_total";
+const STEPS: &str = "muster_boot_steps_total";
 const FACTS_DROPPED: &str = "muster_boot_facts_dropped_total";
 
 /// Tells the exporter what each is.
@@ -34,6 +36,10 @@ pub fn describe() {
         "TFTP requests by result: read (all octets were taken), cut, not_found, denied (a write), busy (too many transfers), failed; what is no request is not answered and not counted"
     );
     describe_gauge!(TFTP_ACTIVE, "TFTP transfers that run");
+    describe_counter!(
+        STEPS,
+        "Steps of booting machines that this node saw, by step: offered, bound, loader, script, kernel, initrd, file"
+    );
     describe_counter!(
         FACTS_DROPPED,
         "Facts of machines' timelines for which there was no room, or of which it is not known whether they were written"
@@ -66,6 +72,11 @@ pub(crate) fn transferred(result: &'static str, octets: u64) {
 /// TFTP transfers run.
 pub(crate) fn transfers(active: usize) {
     gauge!(TFTP_ACTIVE).set(count(active));
+}
+
+/// A machine came one step further.
+pub(crate) fn step(step: &Step) {
+    counter!(STEPS, "step" => step.label()).increment(1);
 }
 
 /// Facts are not written, or perhaps not.

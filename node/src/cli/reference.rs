@@ -97,7 +97,8 @@ fn metrics() -> String {
     let described = Described::default();
     with_local_recorder(&described, telemetry::describe);
     let mut text = format!(
-        "# Metrics\n\n{NOTE}\nServed at `/metrics` of the API in the text format of Prometheus.\n\n\
+        "# Metrics\n\n{NOTE}\nServed at `/metrics` of the API in the text format of Prometheus \
+         ([monitoring](../operate/monitoring.md)). Where the unit is `count`, a gauge may tell yes (1) from no (0).\n\n\
          | name | kind | unit | meaning |\n|---|---|---|---|\n"
     );
     let rows = described
@@ -105,7 +106,7 @@ fn metrics() -> String {
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     for (name, (kind, unit, meaning)) in rows {
-        let unit = unit.map_or("", |unit| unit.as_str());
+        let unit = unit.map_or("count", |unit| unit.as_str());
         let _ = writeln!(text, "| `{name}` | {kind} | {unit} | {meaning} |");
     }
     text

@@ -1,11 +1,10 @@
 //! Metrics of the DHCP service, named and described here alone.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use dhcproto::v4::MessageType;
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram};
-use muster_storage::{Rejection, State};
+use metrics::{Unit, counter, describe_counter, describe_histogram, histogram};
+use muster_storage::Rejection;
 
 use super::reply::Reply;
 
@@ -16,14 +15,6 @@ const REJECTED: &str = "muster_dhcp_rejected_total";
 const SECONDS: &str = "muster_dhcp_answer_seconds";
 const FOREIGN: &str = "muster_dhcp_foreign_servers_total";
 const CONFLICTS: &str = "muster_dhcp_conflicts_total";
-const POOL_ADDRESSES: (&str, &str) = (
-    "muster_dhcp_pool_addresses",
-    "Addresses in a pool, by subnet, class and pool",
-);
-const POOL_TAKEN: (&str, &str) = (
-    "muster_dhcp_pool_taken",
-    "Addresses of a pool that are leased, reserved or held, by subnet, class and pool",
-);
 
 /// Tells the exporter what each is.
 pub fn describe() {
@@ -50,9 +41,6 @@ pub fn describe() {
         Unit::Seconds,
         "Time from a DHCP request to its reply, by type of reply and whether it waited for a commit"
     );
-    for (name, meaning) in [POOL_ADDRESSES, POOL_TAKEN] {
-        describe_gauge!(name, meaning);
-    }
 }
 
 /// Requests came in.
@@ -153,30 +141,6 @@ pub(super) fn conflict(subnet: &str, outcome: Conflict) {
         Conflict::NotWritten => "not_written",
     };
     counter!(CONFLICTS, "subnet" => subnet.to_owned(), "outcome" => outcome).increment(1);
-}
-
-/// How full pools are, in the text format of Prometheus. Made when it is asked for: a recorder would
-/// go on telling of pools that are gone.
-pub fn pools(state: &State) -> String {
-    let mut addresses = heading(POOL_ADDRESSES);
-    let mut taken = heading(POOL_TAKEN);
-    for usage in state.pools() {
-        let labels = format!(
-            "{{subnet=\"{}\",class=\"{}\",pool=\"{}\"}}",
-            usage.subnet,
-            usage.class.unwrap_or_default(),
-            usage.pool
-        );
-        let (sizes, counts) = (POOL_ADDRESSES.0, POOL_TAKEN.0);
-        // Writing to a string does not fail.
-        let _ = writeln!(addresses, "{sizes}{labels} {}", usage.pool.len());
-        let _ = writeln!(taken, "{counts}{labels} {}", usage.taken);
-    }
-    addresses + &taken
-}
-
-fn heading((name, meaning): (&str, &str)) -> String {
-    format!("# HELP {name} {meaning}\n# TYPE {name} gauge\n")
 }
 
 /// A message type in metrics and logs.

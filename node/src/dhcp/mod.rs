@@ -12,7 +12,6 @@ mod frame;
 mod icmp;
 mod inbox;
 pub mod interfaces;
-pub mod journal;
 pub mod metrics;
 pub mod offers;
 mod parameters;

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::dhcp;
 use crate::minority::Minority;
+use crate::{scrape, telemetry};
 
 /// The services of this node.
 pub struct Own {
@@ -25,7 +26,8 @@ pub struct Own {
 
 impl Node for Own {
     fn metrics(&self) -> String {
-        self.metrics.render() + &self.cluster.read(dhcp::metrics::pools)
+        telemetry::read_process();
+        self.metrics.render() + &scrape::read(&self.cluster)
     }
 
     fn minority_since(&self) -> Option<Timestamp> {

@@ -11,7 +11,7 @@ use crate::config::ServeOptions;
 use crate::dhcp::{self, Interfaces};
 use crate::minority::Minority;
 use crate::reconcile;
-use crate::{boot, ra, tftp, upkeep};
+use crate::{boot, journal, ra, tftp, upkeep};
 
 /// Services that run.
 pub struct Services(JoinSet<Result<(), Error>>);
@@ -108,7 +108,7 @@ pub fn start(
     services.spawn(async move { dhcp.serve(token).await.map_err(|error| failed(&error)) });
     let (own, token) = (cluster.clone(), stop.clone());
     services.spawn(async move {
-        token.run_until_cancelled(dhcp::journal::keep(own)).await;
+        token.run_until_cancelled(journal::keep(own)).await;
         Ok(())
     });
     let (own, token) = (cluster.clone(), stop.clone());

@@ -142,7 +142,7 @@ pub fn join(
         puller.pulls.lock().remove(&sha);
         progress.send_replace(match pulled {
             Ok(()) => {
-                metrics::counter!("muster_raft_artifact_bytes_pulled_total").increment(size);
+                metrics::counter!("muster_raft_artifact_pulled_bytes_total").increment(size);
                 Progress::Whole
             }
             Err(error) => {

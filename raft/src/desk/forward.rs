@@ -68,7 +68,7 @@ pub async fn dispatch(inner: Arc<Inner>, queue: mpsc::Receiver<Ticket>) {
 }
 
 async fn forward(inner: &Inner, leader: u64, mut tickets: Vec<Ticket>) {
-    metrics::histogram!("muster_raft_forward_batch").record(tickets.len() as f64);
+    metrics::histogram!("muster_raft_forward_proposals").record(tickets.len() as f64);
     let bytes = match encode(Timestamp(0), &mut tickets) {
         Ok(bytes) => bytes,
         Err(error) => {

@@ -64,7 +64,8 @@ fn mebibytes(octets: u64) -> u64 {
 impl Room {
     /// Looks how much there is.
     pub fn look(&self, dir: &Path) -> io::Result<()> {
-        let left = octets(dir)?.left;
+        let Octets { all, left } = octets(dir)?;
+        metrics::gauge!("muster_raft_disk_size_bytes").set(all as f64);
         metrics::gauge!("muster_raft_disk_free_bytes").set(left as f64);
         self.note(left);
         Ok(())

@@ -78,6 +78,16 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// All that [`Trouble::label`] says.
+    pub const LABELS: [&str; 6] = [
+        "foreign_server",
+        "address_in_use",
+        "minority",
+        "install_failed",
+        "boot_stalled",
+        "artifact_damaged",
+    ];
+
     /// A word for it: the key of its event.
     pub fn label(&self) -> &'static str {
         match self {

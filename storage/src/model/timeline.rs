@@ -125,6 +125,24 @@ pub enum Step {
     Stalled,
 }
 
+impl Step {
+    /// A word for it, in metrics and traces.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Offered { .. } => "offered",
+            Self::Bound { .. } => "bound",
+            Self::Loader { .. } => "loader",
+            Self::Script { .. } => "script",
+            Self::Kernel { .. } => "kernel",
+            Self::Initrd { .. } => "initrd",
+            Self::File { .. } => "file",
+            Self::Reported => "reported",
+            Self::Install { .. } => "install",
+            Self::Stalled => "stalled",
+        }
+    }
+}
+
 /// A fact as a node notes it down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

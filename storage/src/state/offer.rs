@@ -16,6 +16,12 @@ use crate::model::{
 /// The shortest lease that a client may ask for, in seconds: less would be a write storm.
 const ASKED_SECS_MIN: u32 = 60;
 
+/// The subnet of a lease that is bound.
+fn bound_in(record: &Record<Lease>) -> Option<&str> {
+    let lease = &record.object;
+    (lease.state == LeaseState::Bound).then_some(lease.subnet.as_str())
+}
+
 /// An address for a client, and which rule chose it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -122,6 +128,34 @@ impl State {
                 taken,
             }
         })
+    }
+
+    /// How many leases are bound, by the subnet that they are in.
+    pub fn bound_by_subnet(&self) -> impl Iterator<Item = (&str, u64)> {
+        let counts = self.leases_bound.iter();
+        counts.map(|(subnet, count)| (subnet.as_str(), *count))
+    }
+
+    /// Keeps count of a lease that was `old` and is `new`.
+    pub(super) fn count_bound(&mut self, old: Option<&Record<Lease>>, new: Option<&Record<Lease>>) {
+        let (old, new) = (old.and_then(bound_in), new.and_then(bound_in));
+        if old == new {
+            return;
+        }
+        if let Some(subnet) = new {
+            match self.leases_bound.get_mut(subnet) {
+                Some(count) => *count += 1,
+                None => drop(self.leases_bound.insert(subnet.to_owned(), 1)),
+            }
+        }
+        if let Some(subnet) = old
+            && let Some(count) = self.leases_bound.get_mut(subnet)
+        {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.leases_bound.remove(subnet);
+            }
+        }
     }
 
     /// By what the client is known on `subnet`; none when it sends nothing to know it by.

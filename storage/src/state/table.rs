@@ -50,6 +50,8 @@ pub struct State {
     pub(super) leases_by_client: BTreeMap<ClientKey, SmallVec<[Ipv4Addr; 4]>>,
     /// Leases whose time or hold ends, in order of that time (margin not included).
     pub(super) leases_due: BTreeSet<(Timestamp, Ipv4Addr)>,
+    /// How many leases are bound, by subnet.
+    pub(super) leases_bound: BTreeMap<String, u64>,
     /// Leases that were given back early, by the revision that did it.
     pub(super) leases_released: BTreeSet<(Revision, Ipv4Addr)>,
     /// Boots that are under way, in the order of their last progress.
@@ -552,6 +554,7 @@ impl State {
         }
         let free = new.as_ref().is_none_or(|record| record.object.free);
         self.pools.set_leased(address, !free);
+        self.count_bound(old.as_deref(), new.as_deref());
         old
     }
 }

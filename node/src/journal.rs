@@ -1,11 +1,41 @@
-//! One line in the log for each change of a lease, on the node that had it made.
+//! What is written down and counted of changes: each by one node, the one that had it made.
 
+use metrics::{counter, describe_counter};
 use muster_raft::Cluster;
 use muster_storage::event::Subject;
-use muster_storage::model::Lease;
+use muster_storage::model::{Alert, Install, InstallPhase, Lease, Trouble};
 use muster_storage::{Change, State};
 
-/// Writes down what happens to leases, for ever.
+const INSTALLS: &str = "muster_installs_total";
+const ALERTS: &str = "muster_alerts_total";
+
+/// How an install ends.
+const OUTCOMES: [InstallPhase; 3] = [
+    InstallPhase::Installed,
+    InstallPhase::Failed,
+    InstallPhase::Cancelled,
+];
+
+/// Says what is counted, and begins each count at 0: what first appears at 1 has not grown in the eyes
+/// of an alert.
+pub fn describe() {
+    describe_counter!(
+        INSTALLS,
+        "Orders to install a machine that ended, by outcome: installed, failed, cancelled; each counted on one node"
+    );
+    describe_counter!(
+        ALERTS,
+        "Troubles that this node told people of by an event `alert`, by trouble: foreign_server, address_in_use, minority, install_failed, boot_stalled, artifact_damaged"
+    );
+    for outcome in OUTCOMES {
+        counter!(INSTALLS, "outcome" => outcome.to_string()).increment(0);
+    }
+    for trouble in Trouble::LABELS {
+        counter!(ALERTS, "trouble" => trouble).increment(0);
+    }
+}
+
+/// Writes a line for each change of a lease, and counts installs and alerts, for ever.
 pub async fn keep(cluster: Cluster) {
     let own = format!("node:{}", cluster.node_name());
     let mut follow = cluster.follow(cluster.read(State::revision));
@@ -13,20 +43,34 @@ pub async fn keep(cluster: Cluster) {
         match follow.next().await {
             Ok(changes) => {
                 for change in changes {
-                    if let Subject::Lease(lease) = &change.subject
-                        && is_ours(&change.actor.0, &own, cluster.is_leader())
-                    {
-                        write(&cluster, &change, lease);
+                    let ours = || is_ours(&change.actor.0, &own, cluster.is_leader());
+                    match &change.subject {
+                        Subject::Lease(lease) if ours() => write(&cluster, &change, lease),
+                        Subject::Install(install) if ours() => count_install(install),
+                        Subject::Alert(alert) if alert.node == cluster.node_id() => {
+                            count_alert(alert);
+                        }
+                        _ => {}
                     }
                 }
             }
             Err(gone) => {
                 // What was left out is in no log; the leases themselves are as they are.
-                tracing::warn!(%gone, "changes of leases came faster than they could be logged");
+                tracing::warn!(%gone, "changes came faster than they could be logged");
                 follow = cluster.follow(cluster.read(State::revision));
             }
         }
     }
+}
+
+fn count_install(install: &Install) {
+    if !install.is_active() {
+        counter!(INSTALLS, "outcome" => install.phase.to_string()).increment(1);
+    }
+}
+
+fn count_alert(alert: &Alert) {
+    counter!(ALERTS, "trouble" => alert.trouble.label()).increment(1);
 }
 
 /// Whether this node writes down a change: one that it proposed, or as leader one that a person did.
