@@ -24,6 +24,7 @@ lab=(
     curl            # an HTTP and TFTP client
     atftp           # a TFTP client that negotiates block and window size
     netbase         # /etc/services, without which atftp does not know its port
+    prometheus      # scrapes nodes of the tests; promtool checks deploy/monitoring
     tftp-hpa        # the TFTP client that most people have
     isc-dhcp-client # dhclient
     grub-common     # makes boot loaders of images that are installed
@@ -89,7 +90,7 @@ fi
 "${install[@]}" -qq "${missing[@]}" >/dev/null
 # And this keeps them from starting when the system does. Those that ran before are left alone.
 if command -v systemctl >/dev/null; then
-    for pair in etcd-server:etcd kea-dhcp4-server:kea-dhcp4-server nginx-light:nginx tftpd-hpa:tftpd-hpa; do
+    for pair in prometheus:prometheus etcd-server:etcd kea-dhcp4-server:kea-dhcp4-server nginx-light:nginx tftpd-hpa:tftpd-hpa; do
         [[ " ${missing[*]} " != *" ${pair%:*} "* ]] || systemctl disable --quiet "${pair#*:}" || true
     done
 fi

@@ -26,5 +26,6 @@ pub mod matrix;
 pub mod node;
 pub mod outage;
 pub mod payload;
+pub mod prometheus;
 pub mod summary;
 pub mod wire;

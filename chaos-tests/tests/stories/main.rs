@@ -26,6 +26,7 @@ mod load;
 mod loaders;
 mod local_disk;
 mod minority;
+mod monitoring;
 mod power_cut;
 mod protocol;
 mod race;
