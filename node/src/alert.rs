@@ -31,12 +31,14 @@ pub async fn raise(cluster: Cluster, trouble: Trouble) {
         match cluster.propose(proposal).await {
             // Written, or perhaps: told twice would be worse than told in the log alone.
             Ok(_) | Err(Error::Timeout) => return,
-            Err(problem) => tracing::debug!(%problem, label, "an event is not written yet"),
+            Err(problem) => {
+                tracing::debug!(error = %problem, trouble = label, "an event is not written yet")
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }
     tracing::warn!(
-        label,
+        trouble = label,
         "an event could not be written; this log has it alone"
     );
 }

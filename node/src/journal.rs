@@ -56,7 +56,7 @@ pub async fn keep(cluster: Cluster) {
             }
             Err(gone) => {
                 // What was left out is in no log; the leases themselves are as they are.
-                tracing::warn!(%gone, "changes came faster than they could be logged");
+                tracing::warn!(error = %gone, "changes came faster than they could be logged");
                 follow = cluster.follow(cluster.read(State::revision));
             }
         }

@@ -58,7 +58,7 @@ pub async fn serve(cluster: Cluster, interfaces: Interfaces, stop: CancellationT
                     links.insert(name, (interface.index, task));
                 }
                 Err(problem) => {
-                    tracing::debug!(interface = name, %problem, "router solicitations are not heard");
+                    tracing::debug!(interface = name, error = %problem, "router solicitations are not heard");
                 }
             }
         }
@@ -87,7 +87,7 @@ async fn answer(socket: Solicitations, interface: String) {
         let from = match socket.next().await {
             Ok(from) => from,
             Err(problem) => {
-                tracing::debug!(interface, %problem, "router solicitations are heard no more");
+                tracing::debug!(interface, error = %problem, "router solicitations are heard no more");
                 return;
             }
         };
@@ -95,7 +95,7 @@ async fn answer(socket: Solicitations, interface: String) {
             continue;
         };
         if let Err(problem) = socket.advertise(to) {
-            tracing::debug!(interface, %to, %problem, "router advertisement not sent");
+            tracing::debug!(interface, address = %to, error = %problem, "router advertisement not sent");
         }
     }
 }

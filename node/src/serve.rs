@@ -172,7 +172,7 @@ async fn run(data_dir: &Path, options: &ServeOptions, dropped: ErrorCounter) -> 
     notify("READY=1");
     tracing::info!(
         node = settings.node_name,
-        id = %cluster.node_id(),
+        node_id = %cluster.node_id(),
         address = %settings.advertise,
         "serving"
     );

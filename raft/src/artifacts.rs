@@ -149,7 +149,7 @@ async fn open_next(
     while let Some(peer) = left.pop() {
         match read_from(inner, peer, sha, offset).await {
             Ok(pieces) => return Some((pieces, left)),
-            Err(error) => tracing::debug!(peer, %sha, %error, "cannot fetch an artifact"),
+            Err(error) => tracing::debug!(peer, sha256 = %sha, %error, "cannot fetch an artifact"),
         }
     }
     None
@@ -218,9 +218,9 @@ fn missing(inner: &Inner) -> BTreeMap<Sha256, u64> {
             None => true,
             Some(found) if found == *size => false,
             Some(_) => {
-                tracing::error!(%sha, "an artifact's file has another length; it is put aside");
+                tracing::error!(sha256 = %sha, "an artifact's file has another length; it is put aside");
                 if let Err(error) = inner.blobs.set_aside(sha) {
-                    tracing::error!(%sha, %error, "an artifact's file cannot be put aside");
+                    tracing::error!(sha256 = %sha, %error, "an artifact's file cannot be put aside");
                 }
                 true
             }

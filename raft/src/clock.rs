@@ -161,7 +161,7 @@ pub fn watch(inner: &Inner) {
     let wrong = wall.abs_diff(now) > AGREE;
     if wrong && !clock.wrong.swap(wrong, Ordering::AcqRel) {
         tracing::error!(
-            seconds,
+            offset_seconds = seconds,
             "this node's clock is far from the cluster's time. Leases are safe, they do not go by \
              it; set the clock, or if the clock is right, stop all nodes at once and start them"
         );

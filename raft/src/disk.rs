@@ -86,7 +86,7 @@ pub async fn watch_faults(inner: Arc<Inner>) {
         let fault = inner.disk.fault();
         match &fault {
             Some(fault) if !was_faulty => {
-                tracing::error!(fault, "this node takes no part for now");
+                tracing::error!(error = fault, "this node takes no part for now");
             }
             None if was_faulty => tracing::info!("the disk is well again"),
             _ => {}

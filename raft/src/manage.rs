@@ -178,7 +178,7 @@ pub async fn announce(inner: Arc<Inner>) {
             match crate::desk::propose(&inner, proposal).await {
                 Ok(outcome) if outcome.result.is_ok() => {}
                 Ok(outcome) => {
-                    tracing::error!(?outcome, "the cluster does not take this node's record");
+                    tracing::error!(error = ?outcome, "the cluster does not take this node's record");
                 }
                 Err(error) => tracing::debug!(%error, "cannot announce this node yet"),
             }

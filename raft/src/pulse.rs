@@ -272,7 +272,7 @@ async fn turned_away(inner: &Inner, peer: u64, status: &Status) {
     }
     tracing::error!(
         peer,
-        reason = status.message(),
+        error = status.message(),
         "a peer turns this node away"
     );
     tokio::time::sleep(TURNED_AWAY).await;

@@ -41,7 +41,7 @@ pub async fn run(inner: Arc<Inner>, size: Arc<Size>) {
         }
         size.reset();
         let cut = applied.saturating_sub(keep);
-        tracing::info!(through = cut, "cutting the log");
+        tracing::info!(index = cut, "cutting the log");
         if cut > 0 && inner.raft.trigger().purge_log(cut).await.is_err() {
             return;
         }

@@ -142,7 +142,7 @@ pub async fn follow(raft: Raft, sender: watch::Sender<Arc<View>>) {
     loop {
         let view = Arc::new(View::read(&raft));
         if view.failed() {
-            tracing::error!(fault = view.fault, "this node has stopped taking part");
+            tracing::error!(error = view.fault, "this node has stopped taking part");
         }
         measure(&sender.borrow(), &view);
         let stopped = view.fault.is_some();
@@ -161,7 +161,7 @@ pub async fn follow(raft: Raft, sender: watch::Sender<Arc<View>>) {
             sender.send_modify(|view| Arc::make_mut(view).fault = Some(fault));
             let view = sender.borrow();
             if view.failed() {
-                tracing::error!(fault = view.fault, "this node has stopped taking part");
+                tracing::error!(error = view.fault, "this node has stopped taking part");
             }
             measure(&view, &view);
             return;

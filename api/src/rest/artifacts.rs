@@ -112,7 +112,7 @@ pub async fn publish(
     });
     let command = Command::Put { object, mode };
     let outcome = write(app, caller.without_key(), if_match, command).await?;
-    tracing::info!(path, %sha256, size, nodes = holders.len(), "artifact uploaded");
+    tracing::info!(path, %sha256, bytes = size, nodes = holders.len(), "artifact uploaded");
     Ok(matches!(
         outcome.result,
         Ok(Effect::Stored { created: true, .. })

@@ -123,7 +123,12 @@ async fn replace(
     Json(body): Json,
 ) -> Result<StatusCode, Problem> {
     let Replacement { dead, new } = input::parse(body)?;
-    tracing::info!(dead, new, actor = caller.actor.0, "replacing a node");
+    tracing::info!(
+        node = new,
+        replaced = dead,
+        actor = caller.actor.0,
+        "replacing a node"
+    );
     let replaced = app.cluster.replace(&dead, &new).await;
     replaced.map_err(|error| app.refusal(error))?;
     Ok(DONE)
@@ -137,7 +142,11 @@ async fn renew_certificates(
 ) -> Result<StatusCode, Problem> {
     let Which { node } = input::parse(body)?;
     let node = node.map(|key| app.cluster.find(&key)).transpose()?;
-    tracing::info!(?node, actor = caller.actor.0, "renewing certificates");
+    tracing::info!(
+        node = node.map(tracing::field::display),
+        actor = caller.actor.0,
+        "renewing certificates"
+    );
     let renewed = app.cluster.renew_certificates(node).await;
     renewed.map_err(|error| app.refusal(error))?;
     Ok(DONE)

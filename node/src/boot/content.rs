@@ -172,7 +172,7 @@ async fn from_peers(
 ) -> Result<Chunks, Problem> {
     let chunks = cluster.fetch_blob(sha256, range.start).await;
     let chunks = chunks.map_err(|error| {
-        tracing::debug!(artifact = %sha256, %error, "no peer gives it");
+        tracing::debug!(%sha256, %error, "no peer gives it");
         Problem::Peers
     })?;
     let left = range.end.saturating_sub(range.start);

@@ -211,7 +211,7 @@ impl Waiting {
                     metrics::facts_dropped(count);
                 }
                 Err(problem) => {
-                    tracing::debug!(%problem, waiting = self.facts.len(), "facts wait");
+                    tracing::debug!(error = %problem, waiting = self.facts.len(), "facts wait");
                     return;
                 }
             }

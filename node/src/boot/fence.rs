@@ -45,7 +45,7 @@ pub async fn open(cluster: &Cluster, install: &Install) -> Result<Option<Attempt
         }
         Ok(_) => None,
         Err(rejection) => {
-            tracing::debug!(%machine, %rejection, "no attempt is opened");
+            tracing::debug!(%machine, error = %rejection, "no attempt is opened");
             None
         }
     })

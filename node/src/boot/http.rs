@@ -85,7 +85,7 @@ pub(super) async fn serve(listener: TcpListener, tree: Tree, stop: CancellationT
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 count_malformed("boot", &error);
-                tracing::debug!(%peer, %error, "boot connection ended early");
+                tracing::debug!(address = %peer.ip(), %error, "boot connection ended early");
             }
             drop((permit, share));
             closed();
@@ -172,9 +172,9 @@ fn bearer(headers: &HeaderMap) -> Option<String> {
 fn log(client: IpAddr, uri: &Uri, status: StatusCode) {
     let (path, status) = (without_token(uri.path()), status.as_u16());
     if status >= 500 {
-        tracing::warn!(%client, %path, status, "boot request failed");
+        tracing::warn!(address = %client, %path, status, "boot request failed");
     } else {
-        tracing::debug!(%client, %path, status, "boot request");
+        tracing::debug!(address = %client, %path, status, "boot request");
     }
 }
 

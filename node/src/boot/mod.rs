@@ -88,7 +88,7 @@ pub async fn serve_on(
     metrics::describe();
     tracing::info!(
         url = %format!("http://{}", SocketAddr::new(options.advertise, options.boot_port)),
-        loaders = %options.loader_dir.display(),
+        dir = %options.loader_dir.display(),
         "serving boot requests"
     );
     let tree = Tree::new(cluster, &options.loader_dir, options.recorder);

@@ -192,7 +192,7 @@ async fn run(
             Ok(present) => present,
             Err(problem) if first => return Err(problem.into()),
             Err(problem) => {
-                tracing::warn!(%problem, "interfaces cannot be listed; trying again");
+                tracing::warn!(error = %problem, "interfaces cannot be listed; trying again");
                 tokio::select! {
                     () = shutdown.cancelled() => break,
                     () = tokio::time::sleep(RESCAN) => continue,
@@ -240,7 +240,7 @@ async fn run(
                         problem,
                     });
                 }
-                Err(problem) => tracing::warn!(interface = name, %problem, "not served"),
+                Err(problem) => tracing::warn!(interface = name, error = %problem, "not served"),
             }
         }
         first = false;
@@ -255,7 +255,7 @@ async fn run(
         };
         while let Some(ended) = tasks.try_join_next() {
             if let Err(problem) = ended {
-                tracing::error!(%problem, "a DHCP task ended badly; starting it anew");
+                tracing::error!(error = %problem, "a DHCP task ended badly; starting it anew");
                 metrics::dropped("task_failed");
             }
         }
@@ -290,7 +290,7 @@ async fn pump(service: Arc<Service>, link: Arc<Link>, port: Port, stop: Cancella
         match batch {
             Ok(batch) => service.receive(&link, batch),
             Err(problem) => {
-                tracing::warn!(interface = link.name, %problem, "cannot receive; opening anew");
+                tracing::warn!(interface = link.name, error = %problem, "cannot receive; opening anew");
                 return;
             }
         }

@@ -83,7 +83,7 @@ pub fn network(
                 parameters.insert(code, value);
             }
             Err(problem) => {
-                tracing::debug!(subnet = subnet.name, %problem, "option is left out");
+                tracing::debug!(subnet = subnet.name, error = %problem, "option is left out");
             }
         }
     }

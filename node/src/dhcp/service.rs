@@ -159,7 +159,7 @@ impl Service {
                         rendered: Arc::default(),
                     }),
                     Err(malformed) => {
-                        tracing::debug!(interface = link.name, %malformed, "packet dropped");
+                        tracing::debug!(interface = link.name, error = %malformed, "packet dropped");
                         metrics::dropped(malformed.label());
                         None
                     }
@@ -389,7 +389,7 @@ impl Service {
         let outcome: Outcome = match tokio::time::timeout(COMMIT_TIMEOUT, commit).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(problem)) => {
-                tracing::debug!(%problem, "not committed");
+                tracing::debug!(error = %problem, "not committed");
                 return self.silent(exchange, Reason::NotCommitted);
             }
             Err(_) => return self.silent(exchange, Reason::CommitTimeout),
@@ -467,7 +467,7 @@ impl Service {
         let bytes = reply.encode(request);
         let destination = reply.destination(request);
         if let Err(problem) = exchange.link.send(port, source, destination, &bytes) {
-            tracing::debug!(?destination, %problem, "reply not sent");
+            tracing::debug!(address = ?destination, error = %problem, "reply not sent");
             return self.silent(exchange, Reason::SendFailed);
         }
         notices.extend(offered(reply, client));

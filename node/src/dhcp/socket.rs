@@ -57,7 +57,7 @@ impl Link {
             .inspect_err(|problem| {
                 tracing::warn!(
                     interface = interface.name,
-                    %problem,
+                    error = %problem,
                     "no right to send frames (CAP_NET_RAW): replies to clients without an address are broadcast"
                 );
             })

@@ -92,7 +92,7 @@ pub async fn run(cluster: Cluster, shutdown: CancellationToken) {
             };
             if let Err(problem) = cluster.propose(proposal).await {
                 // Another leader does it, or this one in a second.
-                tracing::debug!(%problem, "housekeeping is put off");
+                tracing::debug!(error = %problem, "housekeeping is put off");
             }
         }
     }

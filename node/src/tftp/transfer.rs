@@ -60,7 +60,7 @@ impl async_tftp::server::Handler for Handler {
         let address = client.ip().to_canonical();
         let Some(place) = self.active.enter(address) else {
             metrics::transferred("busy", 0);
-            tracing::debug!(client = %address, "TFTP request refused: too many transfers");
+            tracing::debug!(%address, "TFTP request refused: too many transfers");
             return Err(packet::Error::Msg(
                 "too many transfers, ask again".to_owned(),
             ));
@@ -97,7 +97,7 @@ impl async_tftp::server::Handler for Handler {
         _: Option<u64>,
     ) -> Result<Sink, packet::Error> {
         metrics::transferred("denied", 0);
-        tracing::debug!(%client, "TFTP write refused");
+        tracing::debug!(address = %client, "TFTP write refused");
         Err(packet::Error::PermissionDenied)
     }
 }
@@ -137,14 +137,16 @@ async fn open(tree: Tree, client: Client, path: String) -> Result<Opened, Proble
     let client = client.address;
     let path = without_token(&path);
     match &opened {
-        Ok((_, length, _)) => tracing::debug!(%client, path, length, "TFTP request"),
+        Ok((_, length, _)) => {
+            tracing::debug!(address = %client, path, bytes = length, "TFTP request")
+        }
         // Firmware asks for files that may not be there: nothing to worry about.
         Err(problem @ Problem::NotFound(_)) => {
-            tracing::debug!(%client, path, %problem, "TFTP request");
+            tracing::debug!(address = %client, path, error = %problem, "TFTP request");
             metrics::transferred("not_found", 0);
         }
         Err(problem) => {
-            tracing::warn!(%client, path, %problem, "TFTP request failed");
+            tracing::warn!(address = %client, path, error = %problem, "TFTP request failed");
             metrics::transferred("failed", 0);
         }
     }

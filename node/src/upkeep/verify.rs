@@ -109,7 +109,7 @@ async fn put_aside(cluster: &Cluster, sha256: Sha256, problem: String) -> io::Re
     let aside = tokio::task::spawn_blocking(move || blobs.set_aside(&sha256)).await;
     let aside = aside.map_err(io::Error::other)??;
     counter!(DAMAGED).increment(1);
-    tracing::error!(%sha256, problem, aside = %aside.display(), "an artifact on this node's disk is damaged; it is put aside and pulled again from another node");
+    tracing::error!(%sha256, error = problem, file = %aside.display(), "an artifact on this node's disk is damaged; it is put aside and pulled again from another node");
     tokio::spawn(alert::raise(
         cluster.clone(),
         Trouble::ArtifactDamaged { sha256, problem },

@@ -146,7 +146,7 @@ pub fn join(
                 Progress::Whole
             }
             Err(error) => {
-                tracing::debug!(%sha, %error, "cannot pull an artifact");
+                tracing::debug!(sha256 = %sha, %error, "cannot pull an artifact");
                 Progress::Failed(error.kind(), error.to_string())
             }
         });

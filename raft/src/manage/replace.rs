@@ -145,7 +145,7 @@ pub async fn carry_out(inner: &Arc<Inner>, dead: u64, new: u64) -> Result<(), Er
             Step::Refuse(why) => return Err(Error::Refused(why)),
             Step::Done => return Ok(()),
             Step::Remove => {
-                tracing::info!(dead, new, "replacing a node");
+                tracing::info!(node = new, replaced = dead, "replacing a node");
                 remove(inner, dead).await?;
             }
             Step::Wait if Instant::now() >= deadline => return Err(not_yet(inner, dead, new)),

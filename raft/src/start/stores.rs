@@ -81,7 +81,7 @@ fn put_aside(
     }
     tracing::error!(
         dir = %state.display(),
-        problem = %why,
+        error = %why,
         "the rows are damaged: they are put aside as state.damaged, and put back from snapshot and \
          log; look after the disk"
     );

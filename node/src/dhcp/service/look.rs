@@ -145,7 +145,7 @@ impl Service {
             interface = exchange.link.name,
             subnet = subnet.name,
             %server,
-            client = client.map(tracing::field::display),
+            mac = client.map(tracing::field::display),
             "a client chose a DHCP server that is no node of this cluster; name it in the subnet's foreign_servers if it may be there"
         );
         let trouble = Trouble::ForeignServer {

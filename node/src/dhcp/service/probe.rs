@@ -138,11 +138,11 @@ impl Service {
             };
             match problem.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported => {
-                    tracing::warn!(?way, %problem, "addresses cannot be probed");
+                    tracing::warn!(?way, error = %problem, "addresses cannot be probed");
                     return;
                 }
                 // It is down, and may come up again.
-                _ => tracing::debug!(?way, %problem, "no answer to probes is heard"),
+                _ => tracing::debug!(?way, error = %problem, "no answer to probes is heard"),
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -182,7 +182,7 @@ impl Service {
             }
             Answer::Disbelieved(subnet) => {
                 let by = by.map(tracing::field::display);
-                tracing::debug!(%address, by, subnet, "too many addresses are answered for");
+                tracing::debug!(%address, mac = by, subnet, "too many addresses are answered for");
                 metrics::conflict(&subnet, metrics::Conflict::Disbelieved);
             }
             Answer::Nothing => {}
@@ -206,13 +206,13 @@ impl Service {
         let result = match self.cluster.propose(proposal).await {
             Ok(outcome) => outcome.result,
             Err(problem) => {
-                tracing::warn!(%address, by = hardware, subnet, %problem, "an address that was offered is in use, and is perhaps not quarantined");
+                tracing::warn!(%address, mac = hardware, subnet, error = %problem, "an address that was offered is in use, and is perhaps not quarantined");
                 return metrics::conflict(&subnet, metrics::Conflict::NotWritten);
             }
         };
         match result {
             Ok(_) => {
-                tracing::warn!(%address, by = hardware, subnet, "an address that was offered is in use; it is quarantined");
+                tracing::warn!(%address, mac = hardware, subnet, "an address that was offered is in use; it is quarantined");
                 metrics::conflict(&subnet, metrics::Conflict::Quarantined);
             }
             // By the client, faster than this was written, or by another that a peer offered it to.
@@ -221,11 +221,11 @@ impl Service {
                 return metrics::conflict(&subnet, metrics::Conflict::Taken);
             }
             Err(Rejection::AddressTaken { .. }) => {
-                tracing::warn!(%address, by = hardware, subnet, "an address that was offered is in use; a client has taken it all the same");
+                tracing::warn!(%address, mac = hardware, subnet, "an address that was offered is in use; a client has taken it all the same");
                 metrics::conflict(&subnet, metrics::Conflict::Taken);
             }
             Err(rejection) => {
-                tracing::debug!(%address, by = hardware, subnet, %rejection, "not quarantined");
+                tracing::debug!(%address, mac = hardware, subnet, error = %rejection, "not quarantined");
                 return;
             }
         }
