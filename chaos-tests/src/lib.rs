@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod collector;
 pub mod content;
 pub mod crowd;
 pub mod dhcp;

@@ -305,6 +305,10 @@ pub struct ServeOptions {
         default_value = "text"
     )]
     pub log_format: LogFormat,
+    /// Collector of traces, `http://HOST:4318`: each step of a boot is sent to it as a span (OTLP by
+    /// HTTP). None: steps are in the log alone.
+    #[arg(long, value_name = "URL", env = "MUSTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// Shortest time without a leader before an election, in milliseconds; more for slow disks.
     #[arg(long, value_name = "MS", env = "MUSTER_ELECTION_MS", hide = true)]
     pub election_ms: Option<u64>,

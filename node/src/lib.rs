@@ -12,6 +12,7 @@ pub mod ra;
 pub mod reconcile;
 pub mod scrape;
 pub mod serve;
+pub mod spans;
 pub mod telemetry;
 pub mod tftp;
 pub mod upkeep;

@@ -29,6 +29,7 @@ use crate::boot::Recorder;
 use crate::config::ServeOptions;
 use crate::minority::Minority;
 use crate::notify::notify;
+use crate::spans::Spans;
 use crate::telemetry;
 
 /// How long threads that still work may take to end: a store must not be at work when the process
@@ -154,7 +155,12 @@ async fn run(data_dir: &Path, options: &ServeOptions, dropped: ErrorCounter) -> 
     write_file(&data_dir.join("ca.pem"), cluster.ca_pem().as_ref(), 0o644)?;
 
     let stopping = CancellationToken::new();
-    let recorder = Recorder::start(cluster.clone(), stopping.clone());
+    let spans = match options.otlp_endpoint.as_deref() {
+        Some(url) if !url.is_empty() => Spans::export(url, &cluster)
+            .map_err(|error| Error::Usage(format!("--otlp-endpoint {url}: {error}")))?,
+        _ => Spans::default(),
+    };
+    let recorder = Recorder::start(cluster.clone(), spans, stopping.clone());
     let dhcp = services::dhcp(&cluster, options, &settings, recorder.clone())?;
     let minority = Minority::default();
     let own = Own {

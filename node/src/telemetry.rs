@@ -130,6 +130,7 @@ pub fn describe() {
     crate::upkeep::describe();
     crate::journal::describe();
     crate::scrape::describe();
+    crate::spans::describe();
     Collector::default().describe();
     describe_counter!(
         LINES_DROPPED,

@@ -15,6 +15,7 @@ use dhcp_common::{MAC, NODE, OTHER, Packet, Read, ip, subnet};
 use dhcproto::v4::MessageType;
 use muster_node::boot::Recorder;
 use muster_node::dhcp::{self, Interfaces};
+use muster_node::spans::Spans;
 use muster_raft::Cluster;
 use muster_storage::command::PutMode;
 use muster_storage::model::{LeaseState, Object};
@@ -106,7 +107,7 @@ fn with_service(
                 boot_port: 8091,
                 tftp_port: 69,
                 advertise: IpAddr::V4(NODE),
-                recorder: Recorder::start(cluster.clone(), stop.clone()),
+                recorder: Recorder::start(cluster.clone(), Spans::default(), stop.clone()),
             };
             let serving = tokio::spawn(dhcp::serve(cluster.clone(), options, stop.clone()));
             // An address is registered after its interface is served.

@@ -34,6 +34,7 @@ mod replace;
 mod restart;
 mod router;
 mod secrets;
+mod trace;
 mod unknown;
 mod upgrade;
 mod why;

@@ -1,6 +1,7 @@
 //! What this node sees of machines that boot, for their timelines.
 //!
-//! Facts are noted without waiting and written together, about once a second, never before an
+//! Each is told as a step of its boot (`spans`), then noted for its timeline. Facts are noted without
+//! waiting and written together, about once a second, never before an
 //! answer. Without a quorum they wait here, as many as there is room for.
 
 use std::collections::{HashMap, VecDeque};
@@ -17,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::metrics;
+use super::trace::TraceId;
+use crate::spans::{Span, Spans, Visit};
 
 /// Facts that may wait to be taken; more are dropped and counted.
 const QUEUE_MAX: usize = 1024;
@@ -40,10 +43,18 @@ const LAST: Duration = Duration::from_secs(1);
 /// Where facts are noted. Clones share it.
 #[derive(Clone)]
 pub struct Recorder {
-    queue: mpsc::Sender<Seen>,
+    queue: mpsc::Sender<Noted>,
     /// Which machine asked from which address for its script: some have no lease of ours.
     askers: Arc<Mutex<HashMap<IpAddr, Uuid>>>,
     cluster: Cluster,
+}
+
+/// A step as it waits to be told and written.
+struct Noted {
+    seen: Seen,
+    span: Span,
+    /// Whether it is for this recorder to write.
+    written: bool,
 }
 
 impl fmt::Debug for Recorder {
@@ -53,10 +64,10 @@ impl fmt::Debug for Recorder {
 }
 
 impl Recorder {
-    /// Writes what is noted until `stop` is cancelled.
-    pub fn start(cluster: Cluster, stop: CancellationToken) -> Self {
+    /// Tells and writes what is noted until `stop` is cancelled.
+    pub fn start(cluster: Cluster, spans: Spans, stop: CancellationToken) -> Self {
         let (queue, noted) = mpsc::channel(QUEUE_MAX);
-        tokio::spawn(run(cluster.clone(), noted, stop));
+        tokio::spawn(run(cluster.clone(), spans, noted, stop));
         Self {
             queue,
             askers: Arc::default(),
@@ -65,10 +76,42 @@ impl Recorder {
     }
 
     /// Notes a fact, if there is room.
-    pub fn note(&self, machine: Uuid, step: Step) {
+    pub fn note(&self, machine: Uuid, step: Step, visit: Visit) {
+        self.take(machine, step, visit, true);
+    }
+
+    /// Tells of a step that is written with something else.
+    pub fn tell(&self, machine: Uuid, step: Step, visit: Visit) {
+        self.take(machine, step, visit, false);
+    }
+
+    fn take(&self, machine: Uuid, step: Step, visit: Visit, written: bool) {
         metrics::step(&step);
         let at = self.cluster.now();
-        if self.queue.try_send(Seen { machine, at, step }).is_err() {
+        let cluster = self.cluster.cluster_id();
+        let (trace, name) = self.cluster.read(|state| {
+            let timeline = state.timeline(machine);
+            let found = state.machine_with_uuid(machine);
+            (
+                TraceId::of(cluster, machine, timeline, &step, at),
+                found.map_or_else(|| machine.to_string(), |found| found.name.clone()),
+            )
+        });
+        let span = Span {
+            trace,
+            machine,
+            name,
+            step: step.clone(),
+            protocol: visit.protocol,
+            took: visit.began.elapsed(),
+            at,
+        };
+        let noted = Noted {
+            seen: Seen { machine, at, step },
+            span,
+            written,
+        };
+        if self.queue.try_send(noted).is_err() {
             metrics::facts_dropped(1);
         }
     }
@@ -103,36 +146,46 @@ pub struct OnceSent {
     recorder: Recorder,
     machine: Uuid,
     step: Step,
+    visit: Visit,
 }
 
 impl OnceSent {
     /// `step` of this machine.
-    pub fn new(recorder: &Recorder, machine: Uuid, step: Step) -> Self {
+    pub fn new(recorder: &Recorder, machine: Uuid, step: Step, visit: Visit) -> Self {
         Self {
             recorder: recorder.clone(),
             machine,
             step,
+            visit,
         }
     }
 
     /// They have.
     pub fn sent(self) {
-        self.recorder.note(self.machine, self.step);
+        self.recorder.note(self.machine, self.step, self.visit);
     }
 }
 
-async fn run(cluster: Cluster, mut noted: mpsc::Receiver<Seen>, stop: CancellationToken) {
-    let mut waiting = Waiting::default();
+async fn run(
+    cluster: Cluster,
+    spans: Spans,
+    mut noted: mpsc::Receiver<Noted>,
+    stop: CancellationToken,
+) {
+    let mut waiting = Waiting {
+        spans,
+        ..Waiting::default()
+    };
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            seen = noted.recv() => {
-                let Some(seen) = seen else { break };
+            next = noted.recv() => {
+                let Some(next) = next else { break };
                 // The next attempt of an install hangs on it.
-                let urgent = matches!(seen.step, Step::Kernel { .. });
-                waiting.add(seen);
+                let urgent = matches!(next.seen.step, Step::Kernel { .. });
+                waiting.take(next);
                 if !urgent {
                     continue;
                 }
@@ -153,23 +206,37 @@ struct Waiting {
     facts: VecDeque<Seen>,
     /// What each machine did last, and when.
     last: HashMap<Uuid, (Step, Timestamp)>,
+    /// Where steps are told.
+    spans: Spans,
 }
 
 impl Waiting {
-    fn take_all(&mut self, noted: &mut mpsc::Receiver<Seen>) {
-        while let Ok(seen) = noted.try_recv() {
-            self.add(seen);
+    fn take_all(&mut self, noted: &mut mpsc::Receiver<Noted>) {
+        while let Ok(next) = noted.try_recv() {
+            self.take(next);
         }
     }
 
-    fn add(&mut self, seen: Seen) {
-        if self.is_told(&seen) {
+    fn take(&mut self, noted: Noted) {
+        if self.is_told(&noted.seen) {
             return;
         }
+        self.remember(&noted.seen);
+        self.spans.tell(noted.span);
+        if noted.written {
+            self.add(noted.seen);
+        }
+    }
+
+    /// Takes note of what a machine did last.
+    fn remember(&mut self, seen: &Seen) {
         if self.last.len() >= KNOWN_MAX && !self.last.contains_key(&seen.machine) {
             self.last.clear();
         }
         self.last.insert(seen.machine, (seen.step.clone(), seen.at));
+    }
+
+    fn add(&mut self, seen: Seen) {
         if self.facts.len() >= WAITING_MAX {
             self.facts.pop_front();
             metrics::facts_dropped(1);
@@ -245,15 +312,32 @@ mod tests {
         }
     }
 
+    fn noted(seen: Seen) -> Noted {
+        let span = Span {
+            trace: TraceId([0; 16]),
+            machine: seen.machine,
+            name: "m".to_owned(),
+            step: seen.step.clone(),
+            protocol: crate::spans::Protocol::Http,
+            took: Duration::ZERO,
+            at: seen.at,
+        };
+        Noted {
+            seen,
+            span,
+            written: true,
+        }
+    }
+
     #[test]
     fn who_only_waits_is_told_of_now_and_then() {
         let mut waiting = Waiting::default();
         for at in (0..120_000).step_by(10_000) {
-            waiting.add(seen(1, at, hold()));
+            waiting.take(noted(seen(1, at, hold())));
         }
         assert_eq!(waiting.facts.len(), 4);
         for at in [120_000, 120_001] {
-            waiting.add(seen(1, at, kernel()));
+            waiting.take(noted(seen(1, at, kernel())));
         }
         assert_eq!(waiting.facts.len(), 6, "each kernel counts");
     }
@@ -263,7 +347,7 @@ mod tests {
         let mut waiting = Waiting::default();
         let more = WAITING_MAX as u64 + 10;
         for at in 0..more {
-            waiting.add(seen(u128::from(at), at, kernel()));
+            waiting.take(noted(seen(u128::from(at), at, kernel())));
         }
         assert_eq!(waiting.facts.len(), WAITING_MAX);
         assert_eq!(waiting.facts.front().map(|seen| seen.at.0), Some(10));

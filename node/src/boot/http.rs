@@ -27,6 +27,7 @@ use super::send_file::{Connection, Outbox};
 use super::target::{Target, without_token};
 use super::tree::{Client, Content, Problem, Tree};
 use super::{DRAIN, metrics};
+use crate::spans::{Protocol, Visit};
 
 /// Open connections; more wait in the listener's queue.
 const CONNECTIONS_MAX: usize = 4096;
@@ -144,6 +145,10 @@ async fn answer(
             .headers
             .get(header::USER_AGENT)
             .is_some_and(|agent| agent.as_bytes().starts_with(UEFI_HTTP_BOOT)),
+        visit: Visit {
+            protocol: Protocol::Http,
+            began,
+        },
     };
     let target = Target::parse(head.uri.path(), head.uri.query())
         .map(|target| target.with_token(bearer(&head.headers)));
@@ -151,7 +156,7 @@ async fn answer(
     let response = match target {
         None => refusal(StatusCode::NOT_FOUND, "there is nothing at this path"),
         Some(Target::Report { machine, token }) => {
-            report(&tree, machine, token.as_deref(), &head, body).await
+            report(&tree, machine, token.as_deref(), client, (&head, body)).await
         }
         Some(target) => get(&tree, &target, client, &head, outbox).await,
     };

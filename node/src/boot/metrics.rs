@@ -38,7 +38,7 @@ pub fn describe() {
     describe_gauge!(TFTP_ACTIVE, "TFTP transfers that run");
     describe_counter!(
         STEPS,
-        "Steps of booting machines that this node saw, by step: offered, bound, loader, script, kernel, initrd, file"
+        "Steps of booting machines that this node saw, by step: offered, bound, loader, script, kernel, initrd, file, reported"
     );
     describe_counter!(
         FACTS_DROPPED,

@@ -17,6 +17,7 @@ pub mod script;
 mod send_file;
 pub mod stamp;
 mod target;
+pub mod trace;
 mod tree;
 
 use std::io;

@@ -9,14 +9,14 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use muster_api::machine_token::{self, Grant};
 use muster_storage::command::TokenUse;
-use muster_storage::model::{Status, Verdict};
+use muster_storage::model::{Status, Step, Verdict};
 use muster_storage::{Actor, Command, Effect, Proposal, Rejection, RequestId};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::http::{refusal, refused};
 use super::target::{TOKEN, parameter};
-use super::tree::Tree;
+use super::tree::{Client, Tree};
 
 /// Longest body of a report.
 const REPORT_MAX: usize = 64 * 1024;
@@ -29,11 +29,15 @@ pub(super) async fn report(
     tree: &Tree,
     machine: Uuid,
     token: Option<&str>,
-    head: &Parts,
-    body: Body,
+    client: Client,
+    (head, body): (&Parts, Body),
 ) -> Response {
     match take(tree, machine, token, head, body).await {
-        Ok(text) => (StatusCode::OK, text).into_response(),
+        Ok(text) => {
+            let recorder = tree.recorder();
+            recorder.tell(machine, Step::Reported, client.visit);
+            (StatusCode::OK, text).into_response()
+        }
         Err(refusal) => refusal,
     }
 }

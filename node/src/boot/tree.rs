@@ -29,6 +29,7 @@ use super::fence;
 use super::script::{self, File, Heading, Language, Task};
 use super::stamp::Stamp;
 use super::target::Target;
+use crate::spans::Visit;
 use loader::{fuller, media_type};
 
 /// How long an answer waits for a quorum to confirm that it is made from the latest state.
@@ -47,6 +48,8 @@ pub struct Client {
     pub address: IpAddr,
     /// Whether it is the HTTP Boot client of UEFI firmware.
     pub uefi_http: bool,
+    /// The request.
+    pub visit: Visit,
 }
 
 /// What was asked for, ready to be read.
@@ -125,6 +128,11 @@ impl Tree {
             loader_dir: loader_dir.into(),
             recorder,
         }
+    }
+
+    /// Where steps of boots are noted.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 
     /// The node that serves it.
@@ -213,7 +221,9 @@ impl Tree {
                 .read(|state| fuller(state, mac, client.address)),
         };
         let task = match mac {
-            Some(mac) if known || confirmed => self.task_of(mac, &mut nodes, &mut heading).await,
+            Some(mac) if known || confirmed => {
+                self.task_of(mac, client, &mut nodes, &mut heading).await
+            }
             None if confirmed => Task::Identify,
             // Others may know the client: this node is asked last.
             mac => {
@@ -234,7 +244,13 @@ impl Tree {
 
     /// What the machine with this MAC is to do now. What can destroy its data it gets only for an
     /// attempt that is open by then.
-    async fn task_of(&self, mac: Mac, nodes: &mut [NodeView], heading: &mut Heading) -> Task {
+    async fn task_of(
+        &self,
+        mac: Mac,
+        client: Client,
+        nodes: &mut [NodeView],
+        heading: &mut Heading,
+    ) -> Task {
         let placement = self.cluster.placement();
         let mut attempt = None;
         let keyring = self.cluster.keyring().ok();
@@ -262,11 +278,12 @@ impl Tree {
                 },
                 (Ok(work), machine) => {
                     if let Some(machine) = machine {
-                        self.recorder.asked(heading.address, machine);
-                        // That of an attempt is written with it.
-                        if attempt.is_none() {
-                            let step = work.step(heading.revision);
-                            self.recorder.note(machine, step);
+                        self.recorder.asked(client.address, machine);
+                        let step = work.step(heading.revision);
+                        match attempt {
+                            None => self.recorder.note(machine, step, client.visit),
+                            // It is written with the attempt.
+                            Some(_) => self.recorder.tell(machine, step, client.visit),
                         }
                     }
                     return self.task(work).await;
@@ -309,7 +326,7 @@ impl Tree {
             let none = Bootenv::default();
             Some(step(state.bootenv(&found.bootenv).unwrap_or(&none)))
         })?;
-        Some(OnceSent::new(&self.recorder, machine, step))
+        Some(OnceSent::new(&self.recorder, machine, step, client.visit))
     }
 
     /// Does what is left to do without the state. A bad template holds its machines, visibly.

@@ -30,6 +30,7 @@ use super::rendering::{self, Rendered};
 use super::reply::Reply;
 use super::request::Request;
 use super::socket::{Link, Port};
+use crate::spans::{Protocol, Visit};
 use gossip::Outbox;
 use later::Later;
 use look::{Looked, Stage, Verdict};
@@ -438,7 +439,7 @@ impl Service {
     }
 
     /// Notes for the timeline of a machine that boots that it has an address.
-    fn note_boot(&self, request: &Request, reply: &Reply) {
+    fn note_boot(&self, request: &Request, reply: &Reply, received: Instant) {
         let (Some(mac), Some(step)) = (request.client.mac, boot_step(request, reply)) else {
             return;
         };
@@ -446,7 +447,11 @@ impl Service {
             .cluster
             .read(|state| state.machine_with_mac(mac).map(|machine| machine.uuid));
         if let Some(machine) = machine {
-            self.options.recorder.note(machine, step);
+            let visit = Visit {
+                protocol: Protocol::Dhcp,
+                began: received,
+            };
+            self.options.recorder.note(machine, step, visit);
         }
     }
 
@@ -473,7 +478,7 @@ impl Service {
         notices.extend(offered(reply, client));
         notices.push(Notice::Exchange(exchange.hash, Progress::Answered));
         metrics::answered(request.kind, reply, commit, exchange.received.elapsed());
-        self.note_boot(request, reply);
+        self.note_boot(request, reply, exchange.received);
         if let Some(nak) = reply.nak {
             self.note_refusal(exchange, Refused::Nak(nak));
         }

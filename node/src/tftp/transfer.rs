@@ -21,6 +21,7 @@ use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 use crate::boot::facts::OnceSent;
 use crate::boot::script::Language;
 use crate::boot::{Client, Problem, Reader, Target, Tree, metrics, without_token};
+use crate::spans::{Protocol, Visit};
 
 /// Transfers at a time; each has a socket and a buffer.
 const ACTIVE_MAX: usize = 1024;
@@ -69,6 +70,7 @@ impl async_tftp::server::Handler for Handler {
         let client = Client {
             address,
             uefi_http: false,
+            visit: Visit::now(Protocol::Tftp),
         };
         let patience = patience(&path);
         let mut opening = tokio::spawn(open(self.tree.clone(), client, path));

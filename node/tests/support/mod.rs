@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use muster_node::boot;
+use muster_node::spans::Spans;
 use muster_raft::Cluster;
 use muster_storage::command::{Bind, Client, PutMode};
 use muster_storage::model::{Artifact, NodeId, Object, Sha256};
@@ -55,7 +56,7 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let recorder = boot::Recorder::start(cluster.clone(), stop.clone());
+        let recorder = boot::Recorder::start(cluster.clone(), Spans::default(), stop.clone());
         let options = boot::Options {
             boot_port: address.port(),
             advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
