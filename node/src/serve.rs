@@ -28,7 +28,7 @@ use settings::Settings;
 use crate::boot::Recorder;
 use crate::config::ServeOptions;
 use crate::minority::Minority;
-use crate::notify::notify;
+use crate::notify::{keep_watchdog_quiet, notify};
 use crate::spans::Spans;
 use crate::telemetry;
 
@@ -176,6 +176,7 @@ async fn run(data_dir: &Path, options: &ServeOptions, dropped: ErrorCounter) -> 
         &cluster, options, &settings, dhcp, minority, recorder, &stopping,
     );
     notify("READY=1");
+    tokio::spawn(keep_watchdog_quiet(cluster.clone()));
     tracing::info!(
         node = settings.node_name,
         node_id = %cluster.node_id(),

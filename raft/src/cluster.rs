@@ -327,6 +327,12 @@ impl Cluster {
         }
     }
 
+    /// Whether a restart would do nothing for this node: its Raft comes to what it is asked within
+    /// this time, or the node says why not. One without a quorum or with a full disk answers.
+    pub async fn answers(&self, within: Duration) -> bool {
+        self.inner.answers(within).await
+    }
+
     /// Makes this node ready to be stopped, as far as that is possible.
     pub async fn prepare_to_stop(&self) {
         drain::prepare_to_stop(&self.inner).await;

@@ -9,6 +9,7 @@ use muster_storage::NodeId;
 use muster_storage::blobs::Blobs;
 use muster_storage::model::Member;
 use openraft::ReadPolicy;
+use openraft::errors::Fatal;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -214,6 +215,17 @@ impl Inner {
             .is_some_and(|contact| contact.live() && contact.status.quorum)
     }
 
+    /// Whether Raft comes to what it is asked within this time. Where it does not, or has stopped,
+    /// for a reason that this node gives and that a restart does not mend, that counts as an answer.
+    pub async fn answers(&self, within: Duration) -> bool {
+        let asked = self.raft.with_raft_state(|_| ());
+        match tokio::time::timeout(within, asked).await {
+            Ok(Err(Fatal::Panicked)) => false,
+            Ok(_) => true,
+            Err(_) => self.fault().is_some(),
+        }
+    }
+
     /// Ends everything that this node does, and lets go of its disk.
     pub async fn shut_down(&self) {
         self.stop.cancel();
@@ -240,5 +252,35 @@ impl Inner {
         }
         // Handles to this node may live on; its disk is free for another start.
         self.engine.0.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::Cluster;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_raft_that_hangs_does_not_answer_and_one_that_was_stopped_does() {
+        const LONG: Duration = Duration::from_secs(60);
+        let cluster = Cluster::solo().await;
+        assert!(cluster.answers(LONG).await);
+
+        let (go_on, held) = std::sync::mpsc::channel::<()>();
+        let raft = cluster.inner.raft.clone();
+        let hung = tokio::spawn(async move {
+            raft.with_raft_state(move |_| {
+                let _ = held.recv();
+            })
+            .await
+        });
+        while cluster.answers(Duration::from_millis(100)).await {}
+        drop(go_on);
+        hung.await.unwrap().unwrap();
+        assert!(cluster.answers(LONG).await);
+
+        cluster.stop().await;
+        assert!(cluster.answers(LONG).await);
     }
 }
