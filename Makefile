@@ -12,11 +12,16 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo test test-long test-firmware test-upgrade sim fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench setup-debian payload
+.PHONY: build demo deb test test-long test-firmware test-upgrade sim fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench setup-debian payload
 
 build: setup-build
 	cargo build $(LOCKED) --release --workspace --bins
 	install -D -m 755 -t target/bin $(cargo_target)/release/muster $(cargo_target)/release/muster-chaos
+
+# The Debian package, at target/package.
+deb: build
+	rm -rf target/package
+	deploy/deb/build.sh target/bin/muster target/package
 
 # Three nodes provision a machine, lose their leader, and provision again.
 demo: setup payload build

@@ -10,6 +10,7 @@ set -euo pipefail
 build=(
     g++             # RocksDB is C++
     libclang-dev    # bindgen reads RocksDB's C header with it
+    xz-utils        # packs the package
 )
 lab=(
     qemu-system-x86 # the machines that boot
