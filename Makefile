@@ -12,7 +12,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo deb test test-long test-firmware test-upgrade sim fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench setup-debian payload
+.PHONY: build demo deb test test-long test-package test-firmware test-upgrade sim fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench payload
 
 build: setup-build
 	cargo build $(LOCKED) --release --workspace --bins
@@ -33,6 +33,13 @@ test: setup payload
 	deploy/previous.sh
 	cargo build $(LOCKED) --workspace --bins
 	cargo test $(LOCKED) --workspace
+	deploy/test-package.sh $(MUSTER_BIN)
+
+# The package alone: installed in clean Debians, upgraded, removed.
+test-package: export MUSTER_BIN := $(abspath $(cargo_target)/debug/muster)
+test-package: setup
+	cargo build $(LOCKED) --workspace --bins
+	deploy/test-package.sh $(MUSTER_BIN)
 
 # As `test`, with every variant of the stories that have many.
 test-long: export MUSTER_LONG := 1
@@ -57,7 +64,7 @@ test-firmware: setup payload build
 # A real Debian is installed through three nodes on an emulated machine, and reached by SSH: minutes.
 e2e-debian: export MUSTER_DEBIAN := 1
 e2e-debian: export MUSTER_BIN := $(abspath $(cargo_target)/debug/muster)
-e2e-debian: setup-debian payload
+e2e-debian: setup payload
 	@deploy/debian.sh
 	cargo build $(LOCKED) -p muster-node --bins
 	cargo test $(LOCKED) -p muster-chaos --test stories -- --exact --nocapture \
@@ -111,9 +118,6 @@ setup-build:
 
 setup-bench:
 	@deploy/setup.sh bench
-
-setup-debian:
-	@deploy/setup.sh debian
 
 setup:
 	@deploy/setup.sh

@@ -3,8 +3,7 @@
 #
 # Says what apt-get will do before it does it, and does nothing when all is there.
 # `setup.sh build` installs only what compiling needs; without an argument also what the demo and the
-# tests need; `setup.sh bench` what compiling needs and what Muster is measured beside; `setup.sh debian`
-# what the tests need and what a Debian is made with.
+# tests need; `setup.sh bench` what compiling needs and what Muster is measured beside.
 set -euo pipefail
 
 build=(
@@ -30,11 +29,9 @@ lab=(
     isc-dhcp-client # dhclient
     grub-common     # makes boot loaders of images that are installed
     grub-pc-bin     # the parts of such a boot loader
-)
-
-debian=(
-    debootstrap     # a Debian to install
-    openssh-client  # reaches it
+    debootstrap     # clean Debians to install the package in, or to install on machines
+    openssh-client  # reaches them
+    systemd-container # starts them
 )
 
 bench=(
@@ -49,9 +46,8 @@ bench=(
 case "${1:-all}" in
     build) wanted=("${build[@]}") ;;
     bench) wanted=("${build[@]}" "${bench[@]}") ;;
-    debian) wanted=("${build[@]}" "${lab[@]}" "${debian[@]}") ;;
     all) wanted=("${build[@]}" "${lab[@]}") ;;
-    *) echo "usage: $0 [build|bench|debian|all]" >&2; exit 2 ;;
+    *) echo "usage: $0 [build|bench|all]" >&2; exit 2 ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
