@@ -18,6 +18,7 @@ use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
 
 use crate::artifacts::{Arriving, ArtifactWriter, Kept, Placement, Upload, UploadNote};
+use crate::ask::Answerer;
 use crate::drain::Transfers;
 use crate::follow::Follow;
 use crate::inner::Inner;
@@ -27,7 +28,9 @@ use crate::status::{self, Peer, Status};
 use crate::tls::{self, Token};
 use crate::upgrade::Upgrade;
 use crate::wire::proto::{self, manage_request::Order};
-use crate::{Error, artifacts, backup, clock, desk, drain, manage, pulse, reads, renew, upgrade};
+use crate::{
+    Error, artifacts, ask, backup, clock, desk, drain, manage, pulse, reads, renew, upgrade,
+};
 
 /// A node's membership in its cluster: read, propose, follow, and know the others.
 ///
@@ -408,6 +411,34 @@ impl Cluster {
             // There may be no peer.
             let _ = self.inner.gossip_out.send(message);
         }
+    }
+
+    /// Has `answerer` answer what services of peers ask this node from now on.
+    pub fn answer_with(&self, answerer: Answerer) {
+        *self.inner.answerer() = Some(answerer);
+    }
+
+    /// Asks the services of a node, this one or another; what question and answer say is theirs. The
+    /// answer must fit a message of the peer link.
+    ///
+    /// # Errors
+    /// Refused when the node is not live, is of a version that cannot answer, or says why it does not;
+    /// [`Error::Timeout`] when it does not answer in time.
+    pub async fn ask(&self, node: NodeId, question: Bytes) -> Result<Bytes, Error> {
+        ask::ask(&self.inner, node, question).await
+    }
+
+    /// When this node's certificate ends, if this process made it. It is renewed well before.
+    pub async fn certificate_end(&self) -> Option<Timestamp> {
+        self.inner.credentials.end().await
+    }
+
+    /// Refuses when writes would come to a halt without a node that now go on, as for draining it.
+    ///
+    /// # Errors
+    /// When it is so, and when another node is draining.
+    pub async fn check_spare(&self, node: NodeId) -> Result<(), Error> {
+        drain::check_spare(&self.inner, node).await
     }
 
     /// What peers gossip from now on.

@@ -86,6 +86,23 @@ async fn carry_out(inner: &Arc<Inner>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a node could be stopped now: asked by those who are about to have it fail.
+pub async fn check_spare(inner: &Inner, node: NodeId) -> Result<(), Error> {
+    let live = |peer| peer == inner.id.0 || inner.board.is_live(peer);
+    can_spare(&inner.view(), node.0, live)?;
+    let members = inner.members();
+    let draining = |peer: &NodeId| match *peer == inner.id {
+        true => *inner.draining.borrow(),
+        false => inner.board.is_draining(peer.0),
+    };
+    match members.into_iter().find(draining) {
+        Some(peer) => Err(Error::Refused(format!(
+            "node {peer} is draining; wait until it has been stopped and started again"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Says that this node is about to stop, and hands leadership over if it has it; whatever becomes
 /// of the others.
 pub async fn prepare_to_stop(inner: &Arc<Inner>) {

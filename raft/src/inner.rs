@@ -1,7 +1,7 @@
 //! What all parts of a node share.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::artifacts::{Holdings, Keep, Pulls, Uploads};
+use crate::ask::Answerer;
 use crate::board::Board;
 use crate::desk::Desk;
 use crate::disk::Disk;
@@ -76,6 +77,8 @@ pub struct Inner {
     pub draining: watch::Sender<bool>,
     /// What would be lost by a stop.
     pub transfers: Transfers,
+    /// Who answers what services of peers ask.
+    pub answerer: Mutex<Option<Answerer>>,
     /// Why this node does not belong to the cluster any more.
     pub out: OnceLock<String>,
     /// Why nothing that this node says can be trusted.
@@ -102,6 +105,11 @@ impl Inner {
                 () = task => {}
             }
         });
+    }
+
+    /// Who answers what services of peers ask, if somebody does already.
+    pub fn answerer(&self) -> MutexGuard<'_, Option<Answerer>> {
+        self.answerer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses when this node does not take part any more.
@@ -229,6 +237,8 @@ impl Inner {
     /// Ends everything that this node does, and lets go of its disk.
     pub async fn shut_down(&self) {
         self.stop.cancel();
+        // It knows this node in turn.
+        self.answerer().take();
         self.disk.close();
         let ended_well = self.raft.shutdown().await;
         if let Err(error) = &ended_well {

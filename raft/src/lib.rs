@@ -11,6 +11,7 @@ mod common;
 
 mod answer;
 mod artifacts;
+mod ask;
 mod backup;
 mod board;
 mod clock;
@@ -50,6 +51,7 @@ mod view;
 mod wire;
 
 pub use artifacts::{Arriving, ArtifactWriter, Kept, Placement, UPLOAD_KEPT, Upload, UploadNote};
+pub use ask::Answerer;
 pub use backup::{Backup, Restored, restore};
 pub use cluster::Cluster;
 pub use drain::Transfers;

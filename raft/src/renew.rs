@@ -61,6 +61,11 @@ impl Credentials {
         *self.key_hash.borrow()
     }
 
+    /// When the present certificate ends; absent when this process did not make it.
+    pub async fn end(&self) -> Option<Timestamp> {
+        self.own.lock().await.certificate.until
+    }
+
     /// Hears of new keys.
     pub fn key_changes(&self) -> watch::Receiver<Sha256> {
         self.key_hash.subscribe()

@@ -20,7 +20,7 @@ use crate::store::Receiver;
 use crate::tls::{PeerCertificate, peer_name};
 use crate::types::{RaftSnapshot, TypeConfig, Vote};
 use crate::wire::{proto, required_vote};
-use crate::{artifacts, desk, drain, join, manage, pulse, renew, succession};
+use crate::{artifacts, ask, desk, drain, join, manage, pulse, renew, succession};
 
 type Reply<T> = Result<Response<T>, Status>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -352,6 +352,11 @@ impl proto::peer_server::Peer for Service {
         self.guard(request)?;
         let draining = drain::claimed(&self.inner);
         Ok(Response::new(proto::IsDrainingReply { draining }))
+    }
+
+    async fn ask(&self, request: Request<proto::AskRequest>) -> Reply<proto::AskReply> {
+        let (_, request) = self.guard(request)?;
+        Ok(Response::new(ask::serve(&self.inner, request).await))
     }
 
     type PulseStream = Replies<proto::Beat>;

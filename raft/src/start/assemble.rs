@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use muster_storage::NodeId;
@@ -187,6 +187,7 @@ pub async fn assemble(
         claim: tokio::sync::Mutex::default(),
         draining: watch::Sender::new(false),
         transfers: Transfers::default(),
+        answerer: Mutex::default(),
         out: std::sync::OnceLock::new(),
         diverged: watch::Sender::new(None),
         stop: CancellationToken::new(),

@@ -5,6 +5,7 @@
 mod common;
 
 mod artifacts;
+mod ask;
 mod backup;
 mod directory;
 mod diverged;
