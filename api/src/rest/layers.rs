@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use muster_storage::Revision;
@@ -117,14 +117,14 @@ pub async fn consistency(
             })?;
     }
     let reads = is_read(request.method());
-    if !reads && !app.cluster.is_leader() {
-        // A write is checked against, and completed from, what this node has: a name that another
-        // node made a moment ago, the value behind a hidden param. What cannot be had in time is
-        // decided when the write is applied.
-        let _ = tokio::time::timeout(CATCH_UP, app.cluster.read_linear(|_| ())).await;
-    }
+    let leads = app.cluster.is_leader();
+    // A write is checked against, and completed from, what this node has: a name that another node
+    // made a moment ago, the value behind a hidden param.
+    let caught_up = reads || leads || is_current(&app).await;
     // The state of the cluster itself is told as this node sees it, quorum or not.
-    let about_cluster = request.uri().path().trim_end_matches('/') == "/cluster";
+    let path = request.uri().path().trim_end_matches('/');
+    let about_cluster = path == "/cluster";
+    let on_cluster = path.starts_with("/cluster/");
     let mut stale = false;
     match asked.consistency {
         _ if !reads => {}
@@ -136,10 +136,38 @@ pub async fn consistency(
         _ => stale = !app.cluster.has_quorum(),
     }
     let mut response = next.run(request).await;
+    // A refusal out of a state that may be old is none. A leader may have been succeeded meanwhile.
+    let refused = !reads && !on_cluster && rests_on_state(response.status());
+    if refused && !(caught_up && (!leads || is_current(&app).await)) {
+        return Err(Problem::new(
+            "unavailable",
+            "no quorum confirms what this node has, so it cannot tell whether this can be done; try \
+             another node, or again",
+        ));
+    }
     if stale {
         set(response.headers_mut(), STALE, "true");
     }
     Ok(response)
+}
+
+/// Whether what this node has is, within a moment, every write that was answered before.
+async fn is_current(app: &App) -> bool {
+    let read = app.cluster.read_linear(|_| ());
+    matches!(tokio::time::timeout(CATCH_UP, read).await, Ok(Ok(())))
+}
+
+/// Whether a request was refused because of what there is, and not because of what it is.
+fn rests_on_state(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::NOT_FOUND
+            | StatusCode::CONFLICT
+            | StatusCode::GONE
+            | StatusCode::PRECONDITION_FAILED
+            | StatusCode::UNPROCESSABLE_ENTITY
+            | StatusCode::LOCKED
+    )
 }
 
 /// Waits until this node has every write that was answered before.

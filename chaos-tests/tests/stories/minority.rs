@@ -118,13 +118,17 @@ fn promises_nothing(cluster: &Cluster, port: &Port, alone: usize, family: u8) ->
         }
     }
     let node = cluster.node(alone);
-    let write = ["--timeout", "1s", "profiles", "create", "-f", "-"];
-    let answer = node.cli_with(&write, "name: nobody\n")?;
-    ensure!(
-        answer.code == 5,
-        "a write without a quorum: exit {}",
-        answer.code
-    );
+    // Nor does it say that something is not there which the others may have made meanwhile.
+    let writes: [(&[&str], &str); 3] = [
+        (&["create", "-f", "-"], "name: nobody\n"),
+        (&["patch", "made-elsewhere", "-f", "-"], "params: {}\n"),
+        (&["delete", "made-elsewhere"], ""),
+    ];
+    for (write, document) in writes {
+        let call = [&["--timeout", "1s", "profiles"], write].concat();
+        let code = node.cli_with(&call, document)?.code;
+        ensure!(code == 5, "{write:?} without a quorum: exit {code}");
+    }
     let (status, _) = node.get("/readyz")?;
     ensure!(status == 503, "/readyz is {status} without a quorum");
     let (status, _) = node.get("/healthz")?;
