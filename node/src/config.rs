@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use crate::cli::resource::leases::LeaseVerb;
 use crate::cli::resource::machines::MachineVerb;
@@ -143,6 +144,15 @@ pub enum Command {
     Backup(BackupOptions),
     /// Make a new cluster of a backup, in an empty data directory.
     Restore(RestoreOptions),
+    /// Say what is wrong with the site, what that means, and what to do next.
+    ///
+    /// Asks the node on this machine, which asks the others; where no node answers, it looks at this
+    /// machine alone, with the flags and variables that `serve` takes. Ends with 1 when something is
+    /// worse than a warning.
+    Doctor(Box<DoctorOptions>),
+    /// Gather for others what they need to help.
+    #[command(subcommand)]
+    Support(SupportCommand),
     /// Look at a node's data without a server, or recover it.
     #[command(subcommand)]
     Node(NodeCommand),
@@ -185,6 +195,14 @@ pub enum Command {
     /// What changed.
     #[command(subcommand)]
     Events(EventVerb),
+    /// Stop the process that began this one, and have it go on.
+    #[command(hide = true)]
+    PauseParent {
+        /// Before it is stopped, in milliseconds.
+        after: u64,
+        /// Until it goes on, in milliseconds.
+        length: u64,
+    },
     /// Render what comes on standard input.
     #[command(hide = true)]
     RenderWorker,
@@ -198,7 +216,7 @@ pub enum Command {
 }
 
 /// `muster serve`.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
 pub struct ServeOptions {
     /// On an empty data directory: found a cluster of one. Ignored once it belongs to a cluster.
     #[arg(long, env = "MUSTER_FOUND", value_parser = FalseyValueParser::new())]
@@ -322,8 +340,39 @@ pub struct ServeOptions {
     pub unsafe_no_sync: bool,
 }
 
+/// `muster doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorOptions {
+    /// Also look for other DHCP servers on the links of all nodes, by a DISCOVER from a MAC that no
+    /// machine has.
+    #[arg(long)]
+    pub probe: bool,
+    /// How the node on this machine is served; looked at when it does not answer.
+    #[command(flatten)]
+    pub serve: ServeOptions,
+}
+
+/// `muster support`.
+#[derive(Debug, Subcommand)]
+pub enum SupportCommand {
+    /// Write one file with what helps others to help: status, findings, configuration, metrics, last
+    /// log lines, events and objects. No secrets.
+    Bundle(Box<BundleOptions>),
+}
+
+/// `muster support bundle`.
+#[derive(Clone, Debug, Args)]
+pub struct BundleOptions {
+    /// Where it goes, a .tar.gz [default: muster-support-TIME.tar.gz in this directory].
+    pub file: Option<PathBuf>,
+    /// What is looked at.
+    #[command(flatten)]
+    pub doctor: DoctorOptions,
+}
+
 /// How it is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Lines for people.
     Text,
@@ -388,6 +437,9 @@ pub enum ClusterCommand {
     ///
     /// Refused while a node does not run a version that knows it, or is not live.
     Finalize,
+    /// Have a node fail, and measure what clients see of it.
+    #[command(subcommand)]
+    Drill(DrillCommand),
 }
 
 /// `muster cluster upgrade`.
@@ -416,6 +468,59 @@ pub struct Wanted {
     /// The version that all nodes are to have; the newest that one of them has if absent.
     #[arg(long, value_name = "VERSION")]
     pub to: Option<String>,
+}
+
+/// `muster cluster drill`.
+#[derive(Debug, Subcommand)]
+pub enum DrillCommand {
+    /// Kill the process of the leader; its service manager starts it again.
+    LeaderKill {
+        /// How it is done.
+        #[command(flatten)]
+        options: DrillOptions,
+        /// Also when no service manager is known to start it again.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Have a node fall silent for a while, as if it hung or its cable were cut; it goes on by itself.
+    NodeLoss {
+        /// Name or id [default: a node that does not lead].
+        #[arg(long)]
+        node: Option<String>,
+        /// How it is done.
+        #[command(flatten)]
+        options: DrillOptions,
+    },
+    /// The reports of drills.
+    List,
+    /// The report of a drill.
+    Get {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// How a drill is done.
+#[derive(Clone, Debug, Args)]
+pub struct DrillOptions {
+    /// How long the failure lasts, or is watched: 0.1 to 10.
+    #[arg(long, default_value_t = 1.0, value_parser = drill_minutes)]
+    pub minutes: f64,
+    /// Subnet of whose pool the synthetic client takes an address [default: the first that serves
+    /// everyone].
+    #[arg(long)]
+    pub subnet: Option<String>,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+fn drill_minutes(text: &str) -> Result<f64, String> {
+    let minutes: f64 = text.parse().map_err(|_| "write a number".to_owned())?;
+    match (0.1..=10.0).contains(&minutes) {
+        true => Ok(minutes),
+        false => Err("0.1 to 10 minutes".to_owned()),
+    }
 }
 
 /// `muster boot`.

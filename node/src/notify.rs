@@ -61,6 +61,32 @@ fn send(state: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a service manager runs this process, and so may start it again.
+pub fn supervised() -> bool {
+    ["NOTIFY_SOCKET", "INVOCATION_ID"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some())
+}
+
+/// How long the service manager waits for a sign of life, if it waits for one.
+fn watchdog() -> Option<Duration> {
+    watchdog_pause().map(|pause| pause * 3)
+}
+
+/// Has the service manager wait longer by so much.
+pub fn stretch_watchdog(by: Duration) {
+    if let Some(usual) = watchdog() {
+        notify(&format!("WATCHDOG_USEC={}", (usual + by).as_micros()));
+    }
+}
+
+/// Has the service manager wait as long as usual again.
+pub fn restore_watchdog() {
+    if let Some(usual) = watchdog() {
+        notify(&format!("WATCHDOG_USEC={}", usual.as_micros()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

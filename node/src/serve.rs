@@ -16,21 +16,22 @@ use std::time::Duration;
 use muster_api::{App, rest};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_appender::non_blocking::ErrorCounter;
 
 use api::Api;
 use begin::begin;
 use drain::{drain, step_out};
 use files::{make_data_dir, write_file};
 use own::Own;
+pub(crate) use services::interfaces;
 use settings::Settings;
 
 use crate::boot::Recorder;
 use crate::config::ServeOptions;
+use crate::doctor;
 use crate::minority::Minority;
 use crate::notify::{keep_watchdog_quiet, notify};
 use crate::spans::Spans;
-use crate::telemetry;
+use crate::telemetry::{self, Log};
 
 /// How long threads that still work may take to end: a store must not be at work when the process
 /// ends, and a template that never ends must not keep it alive.
@@ -78,6 +79,15 @@ fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System { doing, source }
 }
 
+/// Whether a node could be begun or resumed with these options, as far as that shows before.
+///
+/// # Errors
+/// Why not, and what to do.
+pub fn check(data_dir: &Path, options: &ServeOptions) -> Result<(), Error> {
+    Settings::new(data_dir, options)?;
+    interfaces(&options.dhcp_interfaces).map(drop)
+}
+
 /// Runs a node until it is told to stop; the exit code.
 pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
     // What a node stores is its own, whoever made the directory; what is not is opened by name.
@@ -93,7 +103,7 @@ pub fn main(data_dir: &Path, options: &ServeOptions) -> u8 {
                 .enable_all()
                 .build()
                 .map_err(system("starting threads"))?;
-            let result = runtime.block_on(run(data_dir, options, log.dropped.clone()));
+            let result = runtime.block_on(run(data_dir, options, &log));
             runtime.shutdown_timeout(THREADS);
             if let Err(error) = &result {
                 tracing::debug!(?error, "the node ends");
@@ -135,10 +145,10 @@ fn open_more_files() {
     }
 }
 
-async fn run(data_dir: &Path, options: &ServeOptions, dropped: ErrorCounter) -> Result<(), Error> {
+async fn run(data_dir: &Path, options: &ServeOptions, log: &Log) -> Result<(), Error> {
     let settings = Settings::new(data_dir, options)?;
     let metrics = telemetry::metrics()?;
-    tokio::spawn(telemetry::keep_up(metrics.clone(), dropped));
+    tokio::spawn(telemetry::keep_up(metrics.clone(), log.dropped.clone()));
     let mut stop_signal = StopSignal::new()?;
 
     make_data_dir(data_dir)?;
@@ -167,8 +177,15 @@ async fn run(data_dir: &Path, options: &ServeOptions, dropped: ErrorCounter) -> 
         cluster: cluster.clone(),
         metrics,
         minority: minority.clone(),
-        dhcp: dhcp.clone(),
+        log: log.recent.clone(),
+        site: doctor::site::Own {
+            cluster: cluster.clone(),
+            dhcp: dhcp.clone(),
+            data_dir: data_dir.to_owned(),
+            options: options.clone(),
+        },
     };
+    cluster.answer_with(own.answerer());
     let app = App::new(cluster.clone(), own, stopping.clone());
     api.serving
         .set(rest::router(app.clone()), cluster.api_tls());

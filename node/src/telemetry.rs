@@ -9,8 +9,10 @@ use metrics_process::Collector;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::writer::MakeWriterExt as _;
 
 use crate::config::LogFormat;
+use crate::recent_log::RecentLog;
 
 /// Upper bounds of the histograms, in seconds: from a read in memory to a lost leader.
 const BUCKETS: &[f64] = &[
@@ -59,6 +61,8 @@ pub struct Log {
     _writer: WorkerGuard,
     /// Lines that were dropped.
     pub dropped: ErrorCounter,
+    /// The last lines.
+    pub recent: RecentLog,
 }
 
 /// Logs to standard error from now on, until the log is dropped. A thread of its own writes: whoever
@@ -75,10 +79,11 @@ pub fn log(level: &str, format: LogFormat) -> Result<Log, Error> {
     };
     let (lines, writer) = NonBlocking::new(BufWriter::new(std::io::stderr()));
     let dropped = lines.error_counter();
+    let recent = RecentLog::default();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(lines);
+        .with_writer(lines.and(recent.clone()));
     // An error means that somebody in this process logs already.
     let _ = match format {
         LogFormat::Text => builder.try_init(),
@@ -87,6 +92,7 @@ pub fn log(level: &str, format: LogFormat) -> Result<Log, Error> {
     Ok(Log {
         _writer: writer,
         dropped,
+        recent,
     })
 }
 

@@ -5,6 +5,7 @@ mod backup;
 mod boot;
 mod bundle;
 mod cluster;
+mod diagnosis;
 mod events;
 mod extract;
 mod health;
@@ -65,6 +66,7 @@ pub fn router(app: Shared) -> Router {
         .nest("/cluster", cluster::router())
         .nest("/boot", boot::router())
         .nest("/uploads", uploads::router())
+        .route("/diagnosis", get(diagnosis::diagnose))
         .route("/events", get(events::get))
         .route("/apply", axum::routing::post(bundle::apply))
         .layer(middleware::from_fn(layers::idempotency))

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use muster_raft::{NodeStatus, Role};
 use muster_storage::NodeId;
 use serde_json::{Map, Value};
 
-use super::DONE;
 use super::extract::{Key, On, Params};
 use super::objects::{Page, page};
+use super::{DONE, diagnosis};
 use crate::problem::Problem;
 use crate::{App, Shared, view};
 
@@ -20,6 +20,10 @@ pub fn router() -> Router<Shared> {
     Router::new()
         .route("/", get(list))
         .route("/{key}", get(get_one).delete(remove))
+        .route("/{key}/facts", get(diagnosis::facts))
+        .route("/{key}/metrics", get(diagnosis::metrics))
+        .route("/{key}/log", get(diagnosis::log))
+        .route("/{key}/fail", post(diagnosis::fail))
 }
 
 fn role(node: &NodeStatus, leader: Option<NodeId>) -> Value {

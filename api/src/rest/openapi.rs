@@ -70,6 +70,31 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "What changes, as server-sent events; history as JSON when only that is accepted",
     ),
     (
+        "get",
+        "/diagnosis",
+        "What is wrong with the site, and the facts that it follows from; with ?probe=true nodes look for other DHCP servers",
+    ),
+    (
+        "get",
+        "/nodes/{key}/facts",
+        "What a node says of itself and the machine that it runs on",
+    ),
+    (
+        "get",
+        "/nodes/{key}/metrics",
+        "The metrics of a node, in the text format of Prometheus",
+    ),
+    (
+        "post",
+        "/nodes/{key}/fail",
+        "Have a node fail for a drill: {failure: kill, force} or {failure: pause, millis}",
+    ),
+    (
+        "get",
+        "/nodes/{key}/log",
+        "The last lines that a node logged",
+    ),
+    (
         "post",
         "/apply",
         "Write an array of objects, all or nothing",

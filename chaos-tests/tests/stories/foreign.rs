@@ -57,6 +57,16 @@ fn a_foreign_server_is_told_of() -> Result<()> {
             told.len() <= 3,
             "each node tells of it once at most: {told:#?}"
         );
+        let doctor = cluster.node(1).cli(&["doctor"])?;
+        let findings: Vec<Value> = serde_json::from_str(&doctor.stdout)?;
+        let rogue = |finding: &Value| {
+            let found = finding["finding"].as_str().unwrap_or_default();
+            finding["check"] == "rogue-dhcp" && found.contains("10.77.0.9")
+        };
+        ensure!(
+            doctor.code == 1 && findings.iter().any(rogue),
+            "whichever node is asked finds it: {findings:#?}"
+        );
         Ok(())
     })
 }

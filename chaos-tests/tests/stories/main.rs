@@ -9,6 +9,7 @@ mod clients;
 mod conflict;
 mod disk_faults;
 mod diverged;
+mod drills;
 mod failover;
 mod fleet;
 mod foreign;

@@ -98,13 +98,13 @@ fn passphrase(file: Option<&Path>) -> Result<String, Error> {
 }
 
 /// A file beside the one that is to be, removed unless it is kept.
-struct Partial {
+pub(super) struct Partial {
     path: PathBuf,
     dir: PathBuf,
 }
 
 impl Partial {
-    fn new(file: &Path) -> Result<Self, Error> {
+    pub(super) fn new(file: &Path) -> Result<Self, Error> {
         let name = file
             .file_name()
             .ok_or_else(|| Error::Usage(format!("{} is no name of a file", file.display())))?;
@@ -125,13 +125,13 @@ impl Partial {
     }
 
     /// For nobody else's eyes: it holds password hashes and params.
-    fn create(&self) -> Result<File, Error> {
+    pub(super) fn create(&self) -> Result<File, Error> {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(0o600);
         options.open(&self.path).map_err(self.failed())
     }
 
-    fn keep(&self, name: &Path) -> Result<(), Error> {
+    pub(super) fn keep(&self, name: &Path) -> Result<(), Error> {
         let keep = || {
             fs::rename(&self.path, name)?;
             File::open(&self.dir)?.sync_all()

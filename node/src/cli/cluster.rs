@@ -65,6 +65,7 @@ pub async fn run(context: &Context, command: ClusterCommand) -> Result<(), Error
             let answer = context.client.json(post("rotate-keys", json!({}))).await?;
             context.printer.object(&answer)
         }
+        ClusterCommand::Drill(_) => Err(Error::Usage("a drill is begun elsewhere".to_owned())),
         ClusterCommand::Drain { node, wait } => {
             upgrade::drain(context, &node, wait).await?;
             context.printer.done(&format!("node {node} may be stopped"))

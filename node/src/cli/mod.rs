@@ -2,6 +2,8 @@
 
 mod backup;
 mod cluster;
+mod doctor;
+mod drill;
 mod files;
 mod offline;
 mod output;
@@ -9,6 +11,7 @@ mod recover;
 pub mod reference;
 mod render;
 pub mod resource;
+mod support;
 mod upgrade;
 
 use std::io;
@@ -16,7 +19,7 @@ use std::io;
 use muster_api::client::{Call, Client, Credentials, Error as ClientError, Target};
 use reqwest::Method;
 
-use crate::config::{BootCommand, Command, Connection, Format};
+use crate::config::{BootCommand, ClusterCommand, Command, Connection, Format, SupportCommand};
 use output::Printer;
 use render::Rendering;
 
@@ -83,6 +86,10 @@ fn execute(connection: &Connection, command: Command) -> Result<(), Error> {
         Command::Restore(options) => {
             return backup::restore(printer, &connection.data_dir, &options);
         }
+        Command::PauseParent { after, length } => {
+            let millis = std::time::Duration::from_millis;
+            return Ok(crate::failure::pause_parent(millis(after), millis(length))?);
+        }
         Command::RenderWorker => return Ok(muster_api::template::work()?),
         Command::Reference { dir } => return Ok(reference::write(&dir)?),
         _ => {}
@@ -94,7 +101,16 @@ fn execute(connection: &Connection, command: Command) -> Result<(), Error> {
         client: client(connection)?,
         printer,
     };
-    runtime.block_on(online(&context, command))
+    match command {
+        Command::Doctor(options) => runtime.block_on(doctor::run(&context, connection, &options)),
+        Command::Cluster(ClusterCommand::Drill(command)) => {
+            runtime.block_on(drill::run(&context, connection, command))
+        }
+        Command::Support(SupportCommand::Bundle(options)) => {
+            runtime.block_on(support::bundle(&context, connection, &options))
+        }
+        command => runtime.block_on(online(&context, command)),
+    }
 }
 
 /// What a node stores is its own, as when it is served.
@@ -142,9 +158,12 @@ async fn online(context: &Context, command: Command) -> Result<(), Error> {
         Command::Events(verb) => resource::run_events(context, verb).await,
         Command::Backup(options) => backup::make(context, &options).await,
         Command::Serve(_)
+        | Command::Doctor(_)
+        | Command::Support(_)
         | Command::Node(_)
         | Command::Restore(_)
         | Command::RenderWorker
+        | Command::PauseParent { .. }
         | Command::Reference { .. } => Err(Error::Usage("this command needs no server".to_owned())),
     }
 }

@@ -234,11 +234,15 @@ fn own_identifier(request: &Request, view: &PeerView<'_>) -> Option<Ipv4Addr> {
 /// Whether an identifier is this cluster's: that of a member, or of a removed one while leases
 /// live that it may have granted, or the one that the relay of this packet demands.
 pub fn honoured(state: &State, request: &Request, identifier: Ipv4Addr, now: Timestamp) -> bool {
-    let committed = state
-        .identifier(identifier)
-        .is_some_and(|known| known.until.is_none_or(|until| until > now));
     let override_ = request.relay.as_ref().and_then(|relay| relay.server_id);
-    committed || override_ == Some(identifier)
+    committed(state, identifier, now) || override_ == Some(identifier)
+}
+
+/// Whether an identifier is that of a member, or of a removed one while leases live that it may have
+/// granted.
+pub fn committed(state: &State, identifier: Ipv4Addr, now: Timestamp) -> bool {
+    let known = state.identifier(identifier);
+    known.is_some_and(|known| known.until.is_none_or(|until| until > now))
 }
 
 /// One request with all that its rules look at.

@@ -10,12 +10,16 @@ use std::time::{Duration, Instant};
 use dhcproto::v4::MessageType;
 use muster_storage::model::{Subnet, SubnetMode, Timestamp};
 use muster_storage::state::State;
+use serde::{Deserialize, Serialize};
 
-use super::decide::honoured;
+use super::decide::{committed, honoured};
 use super::request::Request;
 
 /// How long a server that was told of is not told of again.
 const QUIET: Duration = Duration::from_secs(3600);
+
+/// How long one that was seen is remembered for whoever asks.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
 /// Servers that are told of in that time: anybody can name any server.
 const SERVERS_MAX: usize = 64;
@@ -30,22 +34,71 @@ pub fn intruder<'a>(
     now: Timestamp,
 ) -> Option<(&'a Subnet, Ipv4Addr)> {
     let named = request.server_id?;
-    let nobody = named.is_unspecified() || named.is_broadcast() || named.is_multicast();
     let selecting = request.kind == MessageType::Request && request.client.requested.is_some();
-    if nobody || !selecting || honoured(state, request, named, now) {
+    if !selecting || honoured(state, request, named, now) {
         return None;
     }
+    let subnet = intruded(state, &request.client.link, named, now)?;
+    Some((subnet, named))
+}
+
+/// The subnet of a link on which this server should not be.
+pub fn intruded<'a>(
+    state: &'a State,
+    link: &[Ipv4Addr],
+    server: Ipv4Addr,
+    now: Timestamp,
+) -> Option<&'a Subnet> {
+    let nobody = server.is_unspecified() || server.is_broadcast() || server.is_multicast();
     // A node that has just begun has not registered its addresses yet.
-    if state.members().any(|member| member.address == named) {
+    let ours = || state.members().any(|member| member.address == server);
+    if nobody || committed(state, server, now) || ours() {
         return None;
     }
-    let subnets = || state.subnets_of_link(&request.client.link);
+    let subnets = || state.subnets_of_link(link);
     let expected = subnets().any(|subnet| {
         matches!(subnet.mode, SubnetMode::Proxy | SubnetMode::Off)
-            || subnet.foreign_servers.contains(&named)
+            || subnet.foreign_servers.contains(&server)
     });
-    let subnet = subnets().next().filter(|_| !expected)?;
-    Some((subnet, named))
+    subnets().next().filter(|_| !expected)
+}
+
+/// A server that should not be there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intruder {
+    /// What it calls itself (option 54).
+    pub server: Ipv4Addr,
+    /// Name of the subnet.
+    pub subnet: String,
+    /// When it was seen last.
+    pub secs_ago: u64,
+}
+
+/// Servers that were seen lately and should not be there.
+#[derive(Debug, Default)]
+pub struct Intruders(HashMap<Ipv4Addr, (String, Instant)>);
+
+impl Intruders {
+    /// One was seen.
+    pub fn note(&mut self, server: Ipv4Addr, subnet: &str, now: Instant) {
+        if self.0.len() < SERVERS_MAX || self.0.contains_key(&server) {
+            self.0.insert(server, (subnet.to_owned(), now));
+        }
+    }
+
+    /// Those of the last hours.
+    pub fn seen(&mut self, now: Instant) -> Vec<Intruder> {
+        let secs = |at: Instant| now.saturating_duration_since(at).as_secs();
+        self.0.retain(|_, (_, at)| secs(*at) < REMEMBERED.as_secs());
+        let seen = self.0.iter().map(|(server, (subnet, at))| Intruder {
+            server: *server,
+            subnet: subnet.clone(),
+            secs_ago: secs(*at),
+        });
+        let mut seen: Vec<Intruder> = seen.collect();
+        seen.sort_by_key(|intruder| intruder.server);
+        seen
+    }
 }
 
 /// Servers that were told of lately.

@@ -6,6 +6,7 @@
 mod arp;
 mod conflict;
 pub mod decide;
+pub mod facts;
 pub mod firmware;
 pub mod foreign;
 mod frame;
@@ -17,9 +18,11 @@ pub mod offers;
 mod parameters;
 pub mod rank;
 mod refusals;
+pub mod relays;
 mod rendering;
 pub mod reply;
 pub mod request;
+pub mod search;
 mod service;
 mod socket;
 

@@ -1,6 +1,7 @@
 //! The shell: batches of packets become decisions under one read of the state, decisions become
 //! replies and proposals.
 
+mod facts;
 mod gossip;
 mod later;
 mod look;
@@ -20,12 +21,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Options;
 use super::decide::{Action, Reason, conclude};
-use super::foreign;
+use super::foreign::{self, Intruders};
 use super::inbox::Packet;
 use super::metrics::{self, Commit};
 use super::offers::{ClientHash, ExchangeHash, Notice, Progress, Recent, SAME_COPY};
 use super::rank;
 use super::refusals::{Refusals, Refused};
+use super::relays::Relays;
 use super::rendering::{self, Rendered};
 use super::reply::Reply;
 use super::request::Request;
@@ -74,6 +76,8 @@ pub struct Service {
     recent: Mutex<Recent>,
     refusals: Mutex<Refusals>,
     told: Mutex<foreign::Told>,
+    intruders: Mutex<Intruders>,
+    relays: Mutex<Relays>,
     prober: Prober,
     /// Peers that are there.
     live: watch::Receiver<Vec<u64>>,
@@ -121,6 +125,8 @@ impl Service {
             recent: Mutex::default(),
             refusals: Mutex::default(),
             told: Mutex::default(),
+            intruders: Mutex::default(),
+            relays: Mutex::default(),
             prober: Prober::default(),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             outbox: Outbox::default(),
@@ -171,6 +177,7 @@ impl Service {
         exchanges.retain(|exchange| !self.is_stale(exchange));
         let standing = self.standing();
         let verdicts: Vec<Verdict> = self.cluster.read(|state| {
+            self.note_relays(state, &exchanges);
             exchanges
                 .iter()
                 .map(|exchange| self.first_look(state, &standing, exchange))

@@ -129,7 +129,8 @@ pub fn start(
     Services(services)
 }
 
-fn interfaces(text: &str) -> Result<Interfaces, Error> {
+/// Reads the names of interfaces.
+pub fn interfaces(text: &str) -> Result<Interfaces, Error> {
     let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
     match text.trim() {
         "all" => Ok(Interfaces::All),

@@ -16,10 +16,10 @@ use reqwest::Method;
 use super::{Context, Error, files};
 use crate::config::FileArgument;
 
-pub use requests::apply_bundle;
 use requests::{
     apply, columns, create, delete, forced, get, list, matching, pages, singular, watch,
 };
+pub use requests::{apply_bundle, pages_up_to};
 
 /// What can be done with every resource.
 #[derive(Debug, Subcommand)]

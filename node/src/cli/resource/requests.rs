@@ -42,6 +42,16 @@ pub async fn pages(
     call: &Call,
     after: Option<String>,
 ) -> Result<Vec<Value>, Error> {
+    pages_up_to(context, call, after, usize::MAX).await
+}
+
+/// Pages of a list until there are so many items, or no more.
+pub async fn pages_up_to(
+    context: &Context,
+    call: &Call,
+    after: Option<String>,
+    enough: usize,
+) -> Result<Vec<Value>, Error> {
     let mut all = Vec::new();
     let mut next = after;
     loop {
@@ -52,7 +62,7 @@ pub async fn pages(
         let page = context.client.json(page).await?;
         next = page.get("next").and_then(Value::as_str).map(str::to_owned);
         all.extend(items(page));
-        if next.is_none() {
+        if next.is_none() || all.len() >= enough {
             return Ok(all);
         }
     }

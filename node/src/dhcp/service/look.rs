@@ -135,6 +135,7 @@ impl Service {
             return;
         };
         metrics::foreign(&subnet.name);
+        self.note_intruder(server, &subnet.name);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if !told.is_news(server, exchange.received) {
             return;
