@@ -12,7 +12,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo deb test test-long test-package test-firmware test-upgrade sim fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench payload
+.PHONY: build demo deb test test-long test-package test-firmware test-upgrade sim chaos fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench payload
 
 build: setup-build
 	cargo build $(LOCKED) --release --workspace --bins
@@ -81,6 +81,13 @@ sim: export MUSTER_SIM_SEED := $(SEED)
 sim: setup-build
 	cargo test $(LOCKED) -p muster-raft --lib -- --exact --nocapture \
 		sim::tests::$(if $(SEED),child,seeds_hold)
+
+# Real nodes under load while everything breaks that can; the report is left in target/chaos:
+# `make chaos MINUTES=60 NODES=5 SEED=7`, or with `CHAOS='--nemesis kill split'` less of it.
+MINUTES ?= 10
+NODES ?= 3
+chaos: setup build
+	target/bin/muster-chaos chaos --minutes $(MINUTES) --nodes $(NODES) --seed $(or $(SEED),1) $(CHAOS)
 
 # Mutated DHCP packets, more of them than `make test` takes: `make fuzz ROUNDS=20000`.
 ROUNDS ?= 20000

@@ -21,6 +21,7 @@ lab=(
     grub-efi-amd64-signed # another loader for UEFI
     iproute2        # namespaces, bridge, taps
     nftables        # faults: cut links, silenced services
+    libfaketime     # faults: wall clocks of nodes that jump
     curl            # an HTTP and TFTP client
     atftp           # a TFTP client that negotiates block and window size
     netbase         # /etc/services, without which atftp does not know its port

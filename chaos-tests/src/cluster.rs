@@ -44,12 +44,8 @@ impl Cluster {
     }
 
     fn found_by(lab: Lab, size: u8, binary: Option<&Path>) -> Result<Self> {
-        let mut cluster = Self {
-            nodes: Vec::new(),
-            added: 0,
-            binary: binary.map(Path::to_owned),
-            lab,
-        };
+        let mut cluster = Self::empty(lab);
+        cluster.binary = binary.map(Path::to_owned);
         cluster.add_founder()?;
         for _ in 1..size {
             cluster.add_joiner()?;
@@ -58,9 +54,24 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// No node yet.
+    pub fn empty(lab: Lab) -> Self {
+        Self {
+            nodes: Vec::new(),
+            added: 0,
+            binary: None,
+            lab,
+        }
+    }
+
+    /// The first node, which is to found the cluster when it is started.
+    pub fn prepare_founder(&mut self) -> Result<usize> {
+        self.add(&["--found"])
+    }
+
     /// Starts the first node on an empty directory and waits until it serves.
     pub fn add_founder(&mut self) -> Result<usize> {
-        let index = self.add(&["--found"])?;
+        let index = self.prepare_founder()?;
         self.nodes[index].start()?;
         self.nodes[index].wait_serving(PATIENCE)?;
         Ok(index)
@@ -138,6 +149,11 @@ impl Cluster {
     /// The node at `index`; the founder is 0.
     pub fn node(&self, index: usize) -> &Node {
         &self.nodes[index]
+    }
+
+    /// The same, to change what it is started as.
+    pub fn node_mut(&mut self, index: usize) -> &mut Node {
+        &mut self.nodes[index]
     }
 
     /// The node with this address.

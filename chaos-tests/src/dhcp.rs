@@ -400,10 +400,12 @@ impl Relay {
         }
         let bytes = encode(&message)?;
         for server in &self.servers {
-            // A dead server's host may refuse what was sent before; the others are asked all the same.
+            // A dead server's host may refuse what was sent before, or not be there; the others are asked
+            // all the same.
             let server = SocketAddrV4::new(*server, SERVER_PORT).into();
             if let Err(error) = self.socket.send_to(&bytes, &server) {
-                ensure!(error.kind() == ErrorKind::ConnectionRefused, error);
+                let dead = [ErrorKind::ConnectionRefused, ErrorKind::HostUnreachable];
+                ensure!(dead.contains(&error.kind()), error);
             }
         }
         Ok(())

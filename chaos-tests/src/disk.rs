@@ -103,8 +103,13 @@ impl Disk {
 
     /// Stops every write and sync until the answer is dropped: a disk that is as slow as can be.
     pub fn hang(&self) -> Result<Hanging> {
-        run(Command::new("fsfreeze").arg("--freeze").arg(&self.at))?;
-        Ok(Hanging(self.at.clone()))
+        hang(&self.at)
+    }
+
+    /// As [`Disk::hang`], to be called again and again while the disk is there.
+    pub fn staller(&self) -> impl Fn() -> Result<Hanging> + Send + use<> {
+        let at = self.at.clone();
+        move || hang(&at)
     }
 
     /// Mounts a disk that failed anew, as a mended one. Nothing may use it meanwhile.
@@ -136,6 +141,11 @@ impl Disk {
         fs::rename(&next, &image).context("putting a snapshot in place")?;
         Self::mount(image, at)
     }
+}
+
+fn hang(at: &Path) -> Result<Hanging> {
+    run(Command::new("fsfreeze").arg("--freeze").arg(at))?;
+    Ok(Hanging(at.to_owned()))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

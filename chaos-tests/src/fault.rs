@@ -38,6 +38,12 @@ pub fn cut_between(a: &Host, b: &Host) -> Result<Fault> {
     )
 }
 
+/// Loses every frame that `from` sends to `to`, and none the other way.
+pub fn cut_one_way(from: &Host, to: &Host) -> Result<Fault> {
+    let rule = format!("iifname {} oifname {} drop", from.name(), to.name());
+    Fault::new(from.lab(), &[rule])
+}
+
 /// Loses what DHCP clients and relays say to `host`, and what it answers them.
 pub fn silence_dhcp(host: &Host) -> Result<Fault> {
     let port = host.name();

@@ -8,6 +8,7 @@
 //! [`summary`]; [`failover`] and [`outage`] tell which clients notice that servers die, and a
 //! [`fleet`] of machines made of bytes boots meanwhile.
 
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod collector;
@@ -28,5 +29,7 @@ pub mod node;
 pub mod outage;
 pub mod payload;
 pub mod prometheus;
+pub mod socket;
 pub mod summary;
+pub mod wall_clock;
 pub mod wire;

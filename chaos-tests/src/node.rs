@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -17,9 +16,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::lab::{Host, wait_until};
+use crate::socket::Call;
 
 /// How long the kernel may take to stop a process.
 const FREEZE: Duration = Duration::from_secs(10);
+/// How long a node may take for an answer on its socket.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// One node: a host, a data directory, and, while it runs, a process.
 #[derive(Debug)]
@@ -29,6 +31,7 @@ pub struct Node {
     log: PathBuf,
     binary: Mutex<PathBuf>,
     flags: Vec<String>,
+    environment: Vec<(String, String)>,
     process: Mutex<Option<Child>>,
 }
 
@@ -93,9 +96,16 @@ impl Node {
             log: dir.join(format!("{name}.log")),
             binary: Mutex::new(binary()?),
             flags: all,
+            environment: Vec::new(),
             process: Mutex::new(None),
             host,
         })
+    }
+
+    /// From its next start on it is this program, and has this in its environment besides.
+    pub fn set_program(&mut self, binary: &Path, environment: &[(String, String)]) {
+        self.set_binary(binary);
+        self.environment = environment.to_vec();
     }
 
     /// `n1`, `n2` …
@@ -141,6 +151,7 @@ impl Node {
             .context("opening the node's log")?;
         let binary = self.binary();
         let child = clean(&mut self.host.command(&binary))
+            .envs(self.environment.iter().cloned())
             .arg("serve")
             .arg("--data-dir")
             .arg(&self.data_dir)
@@ -319,19 +330,19 @@ impl Node {
 
     /// Asks its socket for a path, as root may; returns the status and the body.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
-        let socket = self.data_dir.join("muster.sock");
-        let mut stream = UnixStream::connect(&socket)
-            .with_context(|| format!("connecting to {}", socket.display()))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream
-            .read_to_end(&mut answer)
-            .context("reading an answer")?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        let status = head.split(' ').nth(1).context("no status")?;
-        Ok((status.parse().context("a status")?, body.to_owned()))
+        let call = Call {
+            method: "GET",
+            path,
+            ..Call::default()
+        };
+        let answer = call.ask(&self.socket(), ANSWER);
+        let answer = answer.map_err(|failed| failed.error)?;
+        Ok((answer.status, answer.body))
+    }
+
+    /// Where root may ask it without credentials.
+    pub fn socket(&self) -> PathBuf {
+        self.data_dir.join("muster.sock")
     }
 
     /// The sum of all its metrics whose name, with labels, begins so.

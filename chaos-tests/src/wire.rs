@@ -101,6 +101,14 @@ impl Wire {
             .insert(address, mac);
     }
 
+    /// Answers ARP for `address` no more.
+    pub fn let_go(&self, address: Ipv4Addr) {
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&address);
+    }
+
     /// Sends a datagram as it is.
     pub fn send(&self, datagram: &Datagram) -> Result<()> {
         self.send_frame(&datagram.frame()?)

@@ -9,6 +9,7 @@ pub mod blobs;
 pub mod command;
 pub mod engine;
 pub mod event;
+pub mod linear;
 pub mod model;
 pub mod schema;
 pub mod state;

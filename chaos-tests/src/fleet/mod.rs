@@ -23,7 +23,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::cluster::Cluster;
 use crate::content::{self, BOOTENV, INITRD, KERNEL, TEMPLATE};
 use crate::dhcp::{Client, Port};
-use crate::lab::{Host, wait_until};
+use crate::lab::{Host, Lab, wait_until};
 use crate::node::Node;
 use crate::wire::{Wire, mac_text};
 use line::Line;
@@ -111,14 +111,12 @@ pub fn boot_while<T>(
     let clients: Vec<Client> = (0..plan.machines)
         .map(|number| Client::numbered(7, number))
         .collect();
-    let content = install(cluster, &clients)?;
+    let content = install(cluster, &clients, SUBNET)?;
     let lab = cluster.lab();
-    let hall = lab.host(&lab.unique("hall"), Some([10, 77, 0, 5].into()))?;
-    for host in cluster.nodes().iter().map(Node::host).chain([&hall]) {
-        host.run("ip", &["route", "replace", NETWORK, "dev", "eth0"])?;
+    let hall = hall(lab)?;
+    for host in cluster.nodes().iter().map(Node::host) {
+        widen(host)?;
     }
-    // The nodes remember whose addresses are behind it, also when they are switched on again.
-    hall.run("ip", &["link", "set", "dev", "eth0", "address", HALL])?;
     let progress = Arc::<Progress>::default();
     let began = Instant::now();
     let (came, happened) = std::thread::scope(|scope| {
@@ -141,8 +139,23 @@ pub fn boot_while<T>(
     Ok((report, happened))
 }
 
-/// Uploads what is to be booted, and creates the machines.
-fn install(cluster: &Cluster, clients: &[Client]) -> Result<Content> {
+/// A host that machines are on, with all their addresses.
+pub fn hall(lab: &Lab) -> Result<Host> {
+    let hall = lab.host(&lab.unique("hall"), Some([10, 77, 0, 5].into()))?;
+    widen(&hall)?;
+    // The nodes remember whose addresses are behind it, also when they are switched on again.
+    hall.run("ip", &["link", "set", "dev", "eth0", "address", HALL])?;
+    Ok(hall)
+}
+
+/// Tells a host that all of the machines' network is on its segment.
+pub fn widen(host: &Host) -> Result<()> {
+    host.run("ip", &["route", "replace", NETWORK, "dev", "eth0"])
+        .map(drop)
+}
+
+/// Uploads what is to be booted, and creates the machines, with whatever other objects.
+pub fn install(cluster: &Cluster, clients: &[Client], objects: &str) -> Result<Content> {
     let content = Content {
         kernel: pattern(KERNEL_SIZE, 1),
         initrd: pattern(INITRD_SIZE, 2),
@@ -155,7 +168,7 @@ fn install(cluster: &Cluster, clients: &[Client]) -> Result<Content> {
             .cli(&["artifacts", "upload", &file, "--path", path])?
             .ok()?;
     }
-    let mut documents = vec![SUBNET.to_owned(), TEMPLATE.to_owned(), BOOTENV.to_owned()];
+    let mut documents = vec![objects.to_owned(), TEMPLATE.to_owned(), BOOTENV.to_owned()];
     documents.extend(clients.iter().enumerate().map(|(number, client)| {
         content::machine(&format!("m{number}"), &mac_text(client.mac), "blue")
     }));

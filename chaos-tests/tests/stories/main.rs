@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod boot_through_each;
+mod chaos;
 mod clients;
 mod conflict;
 mod disk_faults;

@@ -12,7 +12,6 @@
 mod chance;
 mod disk;
 mod faults;
-mod linear;
 mod machine;
 mod mutant;
 mod net;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use muster_storage::command::{Bind, Client, PutMode};
+use muster_storage::linear::{self, Action, Condition, Operation, Told};
 use muster_storage::model::{Lease, Mac, Object, ObjectKind, Profile, Settings, Subnet};
 use muster_storage::state::Claim;
 use muster_storage::{
@@ -18,7 +19,6 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::linear::{self, Action, Condition, Operation, Told};
 use super::mutant::Mutant;
 use super::world::{Life, World};
 use crate::{Cluster, Error};

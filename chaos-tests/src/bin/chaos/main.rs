@@ -1,6 +1,7 @@
 //! `muster-chaos`: tools that load and break a site, to run against a staging network.
 
 mod boot;
+mod chaos;
 mod failover;
 mod load;
 mod place;
@@ -30,6 +31,9 @@ enum Tool {
     /// Machines that boot
     #[command(subcommand)]
     Boot(boot::Tool),
+    /// Real nodes in a lab on this machine, under load of all kinds, while everything breaks that can;
+    /// then what clients saw is checked
+    Chaos(chaos::Flags),
 }
 
 #[derive(Subcommand)]
@@ -52,6 +56,7 @@ fn main() -> Result<ExitCode> {
         Tool::Dhcp(Dhcp::Load(flags)) => load::run(&flags)?,
         Tool::Dhcp(Dhcp::Failover(flags)) => failover::run(&flags)?,
         Tool::Boot(tool) => boot::run(&tool)?,
+        Tool::Chaos(flags) => chaos::run(&flags)?,
     };
     Ok(match good {
         true => ExitCode::SUCCESS,

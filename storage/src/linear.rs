@@ -1,4 +1,5 @@
-//! Whether what clients saw of one object can have happened one after the other.
+//! Whether what clients saw of one object can have happened one after the other: what it means that
+//! objects are linearizable, in the one place that the simulation and tests of real clusters share.
 //!
 //! The search of Wing and Gong with Lowe's memory of visited configurations: at each point any
 //! operation may take effect that began before every open one ended. An operation of unknown
@@ -6,8 +7,11 @@
 
 use std::collections::HashSet;
 
+use serde::{Deserialize, Serialize};
+
 /// What a client did to one object, whose value is a number or absent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Read, and saw this.
     Read(Option<u64>),
@@ -18,7 +22,8 @@ pub enum Action {
 }
 
 /// When a write is made; else it is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Condition {
     /// Always.
     Always,
@@ -31,7 +36,8 @@ pub enum Condition {
 }
 
 /// What the client was told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Told {
     /// Done.
     Done,
@@ -44,10 +50,13 @@ pub enum Told {
 /// One operation, with the order of its start and end among all starts and ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
+    /// What was asked for.
     pub action: Action,
+    /// What came of it.
     pub told: Told,
+    /// When it was asked.
     pub start: u64,
-    /// `u64::MAX` when the client was told nothing.
+    /// When the client was told; `u64::MAX` when the client was told nothing.
     pub end: u64,
 }
 

@@ -1,0 +1,189 @@
+//! Leases, by what DHCP clients were told.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use super::{Last, Parts, Rule, Violation};
+use crate::chaos::history::{Exchange, Record, Said, Want};
+
+const SECOND: u64 = 1_000_000;
+
+/// An address in the hands of a client: from an ACK to the end of what it promised.
+struct Hold<'a> {
+    exchange: &'a Exchange,
+    address: Ipv4Addr,
+    until: u64,
+}
+
+/// All of them, in the order of their ACKs. A client that has forgotten its address holds it still, as
+/// far as the servers know; one that gave it back or took another does not.
+fn holds(exchanges: &[Exchange]) -> Vec<Hold<'_>> {
+    let mut holds: Vec<Hold<'_>> = Vec::new();
+    // By client, the last.
+    let mut held: BTreeMap<&str, usize> = BTreeMap::new();
+    for exchange in exchanges {
+        let before = held.get(&*exchange.mac).copied();
+        let before = before.and_then(|index| holds.get_mut(index));
+        match (exchange.want, exchange.said) {
+            (Want::Release | Want::Decline, _) => {
+                if let Some(hold) = before {
+                    hold.until = hold.until.min(exchange.start);
+                }
+            }
+            // It was not given what it was offered: it has what it had.
+            (Want::Bind, Said::Nak) => {}
+            (_, Said::Nak) => {
+                if let Some(hold) = before {
+                    hold.until = hold.until.min(exchange.end);
+                }
+            }
+            (_, Said::Ack) => {
+                let Some((address, seconds)) = exchange.address.zip(exchange.seconds) else {
+                    continue;
+                };
+                if let Some(hold) = before.filter(|hold| hold.address != address) {
+                    hold.until = hold.until.min(exchange.start);
+                }
+                held.insert(&exchange.mac, holds.len());
+                holds.push(Hold {
+                    exchange,
+                    address,
+                    until: exchange.requested + u64::from(seconds) * SECOND,
+                });
+            }
+            (_, Said::Nothing) => {}
+        }
+    }
+    holds
+}
+
+/// No two clients hold an address at a time.
+pub fn one_owner(exchanges: &[Exchange]) -> Vec<Violation> {
+    // By address, what was held last and for longest.
+    let mut owners: BTreeMap<Ipv4Addr, Vec<Hold<'_>>> = BTreeMap::new();
+    let mut found = Vec::new();
+    for hold in holds(exchanges) {
+        let others = owners.entry(hold.address).or_default();
+        others.retain(|other| other.until > hold.exchange.end);
+        let twice = others
+            .iter()
+            .find(|other| other.exchange.mac != hold.exchange.mac);
+        if let Some(other) = twice {
+            found.push(Violation {
+                rule: Rule::OneOwner,
+                what: format!(
+                    "{} is given to {} while {} has it for {:.3} s more",
+                    hold.address,
+                    hold.exchange.mac,
+                    other.exchange.mac,
+                    (other.until - hold.exchange.end) as f64 / 1e6
+                ),
+                part: record([other.exchange, hold.exchange].into_iter()),
+            });
+        }
+        others.push(hold);
+    }
+    found
+}
+
+/// Who has an address is not told that it has none or another, and is known for its owner at the end.
+pub fn kept(exchanges: &[Exchange], last: &Last) -> Vec<Violation> {
+    let holds = holds(exchanges);
+    let mut found = Vec::new();
+    let mut held: BTreeMap<&str, (&Exchange, u64)> = BTreeMap::new();
+    for exchange in exchanges {
+        let before = held.get(&*exchange.mac).copied();
+        match (exchange.want, exchange.said) {
+            (Want::Release | Want::Decline, _) => {
+                held.remove(&*exchange.mac);
+            }
+            (Want::Bind, Said::Nak) => {}
+            (_, Said::Nak) => {
+                let valid = before.filter(|(_, until)| *until > exchange.end);
+                if let Some((ack, _)) = valid {
+                    found.push(Violation {
+                        rule: Rule::LeaseKept,
+                        what: format!("{} is refused the address that it has", exchange.mac),
+                        part: record([ack, exchange].into_iter()),
+                    });
+                }
+                held.remove(&*exchange.mac);
+            }
+            (want, Said::Ack) => {
+                let other = before.filter(|(ack, until)| {
+                    *until > exchange.end && ack.address != exchange.address
+                });
+                if let Some((ack, _)) = other.filter(|_| want != Want::Bind) {
+                    found.push(Violation {
+                        rule: Rule::LeaseKept,
+                        what: format!("{} asks for more time and is moved", exchange.mac),
+                        part: record([ack, exchange].into_iter()),
+                    });
+                }
+                let seconds = u64::from(exchange.seconds.unwrap_or_default());
+                held.insert(
+                    &exchange.mac,
+                    (exchange, exchange.requested + seconds * SECOND),
+                );
+            }
+            (_, Said::Nothing) => {}
+        }
+    }
+    for hold in holds.iter().filter(|hold| hold.until > last.at + SECOND) {
+        let owner = last.bound.get(&hold.address);
+        if owner != Some(&hold.exchange.mac) {
+            found.push(Violation {
+                rule: Rule::LeaseKept,
+                what: format!(
+                    "{} belongs to {} for {:.1} s more, and by the cluster to {owner:?}",
+                    hold.address,
+                    hold.exchange.mac,
+                    (hold.until - last.at) as f64 / 1e6
+                ),
+                part: record([hold.exchange].into_iter()),
+            });
+        }
+    }
+    found
+}
+
+/// A node that can reach no majority confirms what its client has, and says nothing else.
+pub fn minority(parts: &Parts) -> Vec<Violation> {
+    let holds = holds(&parts.exchanges);
+    let mut found = Vec::new();
+    for fault in &parts.faults {
+        for exchange in &parts.exchanges {
+            let alone = exchange
+                .from
+                .is_some_and(|from| fault.alone.contains(&from));
+            if !alone || exchange.requested < fault.struck || exchange.end > fault.healing {
+                continue;
+            }
+            let had = holds.iter().any(|hold| {
+                hold.exchange.mac == exchange.mac
+                    && Some(hold.address) == exchange.address
+                    && hold.exchange.end < exchange.requested
+                    && hold.until > exchange.requested
+            });
+            if exchange.said == Said::Nak || !had {
+                found.push(Violation {
+                    rule: Rule::Minority,
+                    what: format!(
+                        "{:?} for {} by a node that can reach no majority",
+                        exchange.said, exchange.mac
+                    ),
+                    part: vec![
+                        Record::Fault(fault.clone()),
+                        Record::Exchange(exchange.clone()),
+                    ],
+                });
+            }
+        }
+    }
+    found
+}
+
+fn record<'a>(exchanges: impl Iterator<Item = &'a Exchange>) -> Vec<Record> {
+    let records = exchanges.map(|exchange| Record::Exchange(exchange.clone()));
+    records.collect()
+}
