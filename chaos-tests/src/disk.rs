@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -12,10 +13,13 @@ use nix::libc;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::statvfs;
 
-use crate::lab::{Lab, run};
+use crate::lab::{Lab, run, wait_until};
 
 /// Room for a node of a test; the file is sparse.
 const SIZE: u64 = 1 << 30;
+
+/// Programs that happen to start in the lab hold all its disks for a moment.
+const LET_GO: Duration = Duration::from_secs(30);
 
 /// What a full disk has left.
 const LEFT: u64 = 2 << 20;
@@ -116,7 +120,17 @@ impl Disk {
     pub fn mend(self) -> Result<Self> {
         let (image, at) = (self.image.clone(), self.at.clone());
         drop(self);
+        // As long as anything holds the old file system, a mount would bring it back as it is.
+        wait_until("a broken disk to be let go", LET_GO, || {
+            let devices = run(Command::new("losetup").arg("-j").arg(&image))?;
+            Ok(devices.trim().is_empty().then_some(()))
+        })?;
         Self::mount(image, at)
+    }
+
+    /// Throws a disk away. Nothing may use it any more.
+    pub fn discard(self) -> Result<()> {
+        fs::remove_file(&self.image).context("removing an image")
     }
 
     /// Writes out all that was written so far, as minutes without a power cut would.

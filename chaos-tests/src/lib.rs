@@ -6,7 +6,8 @@
 //! and what a power cut leaves) and [`invariant`] (what must hold all the same). `make demo` is told
 //! by the same means. `muster-chaos` and `make bench-dhcp` send a [`crowd`] out and give its
 //! [`summary`]; [`failover`] and [`outage`] tell which clients notice that servers die, and a
-//! [`fleet`] of machines made of bytes boots meanwhile.
+//! [`fleet`] of machines made of bytes boots meanwhile. [`chaos`] breaks everything by a seed and checks
+//! all that was seen.
 
 pub mod chaos;
 pub mod client;

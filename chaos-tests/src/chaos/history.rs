@@ -177,16 +177,6 @@ impl History {
         self.records().push(record);
     }
 
-    /// How much is written down.
-    pub fn len(&self) -> usize {
-        self.records().len()
-    }
-
-    /// Whether nothing is.
-    pub fn is_empty(&self) -> bool {
-        self.records().is_empty()
-    }
-
     /// What was written down so far.
     pub fn all(&self) -> Vec<Record> {
         self.records().clone()

@@ -65,7 +65,7 @@ impl Report {
             *came.or_default() += 1;
         };
         for call in &parts.calls {
-            count(name(call), told(call));
+            count(name(call), &told(call));
         }
         for exchange in &parts.exchanges {
             count(want(exchange), said(exchange));
@@ -152,12 +152,13 @@ fn name(call: &Call) -> &'static str {
     }
 }
 
-fn told(call: &Call) -> &'static str {
+fn told(call: &Call) -> String {
     match (call.told, call.status) {
-        (Told::Done, _) => "done",
-        (Told::Refused, _) => "refused",
-        (Told::Unknown, Some(200 | 404)) => "marked stale",
-        (Told::Unknown, _) => "unknown",
+        (Told::Done, _) => "done".to_owned(),
+        (Told::Refused, _) => "refused".to_owned(),
+        (Told::Unknown, Some(200 | 404)) if is_read(call) => "marked stale".to_owned(),
+        (Told::Unknown, Some(status)) => format!("unknown: {status}"),
+        (Told::Unknown, None) => "unknown: no answer".to_owned(),
     }
 }
 

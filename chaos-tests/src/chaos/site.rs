@@ -233,10 +233,8 @@ impl Site {
         if self.node(old).is_running() {
             self.node(old).kill()?;
         }
-        if let Some(disk) = self.disks.get_mut(old) {
-            *disk = None;
-        }
-        Ok(())
+        let disk = self.disks.get_mut(old).and_then(Option::take);
+        disk.map_or(Ok(()), Disk::discard)
     }
 
     /// Calls the command line on one of the members other than these.

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::{Last, Parts, Rule, Violation};
 use crate::chaos::history::{Exchange, Record, Said, Want};
+use crate::chaos::leases::LEASE;
 
 const SECOND: u64 = 1_000_000;
 
@@ -86,20 +87,46 @@ pub fn one_owner(exchanges: &[Exchange]) -> Vec<Violation> {
     found
 }
 
+/// What clients gave back lately. A node without a majority that has not heard of it may confirm it to
+/// the same client until it would have ended: nobody else can have it before that, but it is refused
+/// later.
+#[derive(Default)]
+struct Returned<'a>(BTreeMap<(&'a str, Ipv4Addr), u64>);
+
+impl<'a> Returned<'a> {
+    fn note(&mut self, exchange: &'a Exchange) {
+        if let Some(address) = exchange.address {
+            self.0.insert((&*exchange.mac, address), exchange.start);
+        }
+    }
+
+    /// Whether this ACK may be such a confirmation.
+    fn doubts(&self, ack: &Exchange) -> bool {
+        // What is committed lasts twice as long as what is promised.
+        let committed = 2 * u64::from(LEASE) * SECOND;
+        let key = ack.address.map(|address| (&*ack.mac, address));
+        let returned = key.and_then(|key| self.0.get(&key));
+        returned.is_some_and(|at| ack.end < at + committed)
+    }
+}
+
 /// Who has an address is not told that it has none or another, and is known for its owner at the end.
 pub fn kept(exchanges: &[Exchange], last: &Last) -> Vec<Violation> {
-    let holds = holds(exchanges);
     let mut found = Vec::new();
+    let mut returned = Returned::default();
+    let mut doubtful: Vec<u64> = Vec::new();
     let mut held: BTreeMap<&str, (&Exchange, u64)> = BTreeMap::new();
     for exchange in exchanges {
         let before = held.get(&*exchange.mac).copied();
         match (exchange.want, exchange.said) {
             (Want::Release | Want::Decline, _) => {
+                returned.note(exchange);
                 held.remove(&*exchange.mac);
             }
             (Want::Bind, Said::Nak) => {}
             (_, Said::Nak) => {
-                let valid = before.filter(|(_, until)| *until > exchange.end);
+                let valid =
+                    before.filter(|(ack, until)| *until > exchange.end && !returned.doubts(ack));
                 if let Some((ack, _)) = valid {
                     found.push(Violation {
                         rule: Rule::LeaseKept,
@@ -120,6 +147,9 @@ pub fn kept(exchanges: &[Exchange], last: &Last) -> Vec<Violation> {
                         part: record([ack, exchange].into_iter()),
                     });
                 }
+                if returned.doubts(exchange) {
+                    doubtful.push(exchange.end);
+                }
                 let seconds = u64::from(exchange.seconds.unwrap_or_default());
                 held.insert(
                     &exchange.mac,
@@ -129,7 +159,9 @@ pub fn kept(exchanges: &[Exchange], last: &Last) -> Vec<Violation> {
             (_, Said::Nothing) => {}
         }
     }
-    for hold in holds.iter().filter(|hold| hold.until > last.at + SECOND) {
+    let holds = holds(exchanges).into_iter();
+    let lasting = holds.filter(|hold| hold.until > last.at + SECOND);
+    for hold in lasting.filter(|hold| doubtful.binary_search(&hold.exchange.end).is_err()) {
         let owner = last.bound.get(&hold.address);
         if owner != Some(&hold.exchange.mac) {
             found.push(Violation {

@@ -130,6 +130,13 @@ fn what_may_be_is_accepted() {
             bind(ONE, 1, ADDRESS),
             exchange(ONE, 45, Want::Reboot, Said::Nak, ADDRESS),
         ],
+        // What it gave back is confirmed by a node that has not heard of it, and refused later.
+        vec![
+            bind(ONE, 1, ADDRESS),
+            exchange(ONE, 5, Want::Decline, Said::Nothing, ADDRESS),
+            bind(ONE, 6, ADDRESS),
+            exchange(ONE, 12, Want::Rebind, Said::Nak, ADDRESS),
+        ],
         // Alone, a node confirms, and tells nobody that a write is done.
         vec![
             alone(),
@@ -177,6 +184,15 @@ fn each_rule_is_broken_by_what_breaks_it() {
         (
             Rule::LeaseKept,
             vec![bind(ONE, 1, ADDRESS), refused.clone()],
+        ),
+        (
+            Rule::LeaseKept,
+            vec![
+                bind(ONE, 1, ADDRESS),
+                exchange(ONE, 5, Want::Release, Said::Nothing, ADDRESS),
+                bind(ONE, 90, ADDRESS),
+                exchange(ONE, 92, Want::Rebind, Said::Nak, ADDRESS),
+            ],
         ),
         (
             Rule::LeaseKept,
