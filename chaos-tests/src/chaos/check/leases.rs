@@ -20,39 +20,41 @@ struct Hold<'a> {
 /// far as the servers know; one that gave it back or took another does not.
 fn holds(exchanges: &[Exchange]) -> Vec<Hold<'_>> {
     let mut holds: Vec<Hold<'_>> = Vec::new();
-    // By client, the last.
-    let mut held: BTreeMap<&str, usize> = BTreeMap::new();
+    // By client, the address that it has and all ACKs that say so.
+    let mut held: BTreeMap<&str, (Ipv4Addr, Vec<usize>)> = BTreeMap::new();
     for exchange in exchanges {
-        let before = held.get(&*exchange.mac).copied();
-        let before = before.and_then(|index| holds.get_mut(index));
-        match (exchange.want, exchange.said) {
-            (Want::Release | Want::Decline, _) => {
-                if let Some(hold) = before {
-                    hold.until = hold.until.min(exchange.start);
-                }
-            }
+        let ends = match (exchange.want, exchange.said) {
+            (Want::Release | Want::Decline, _) => Some(exchange.start),
             // It was not given what it was offered: it has what it had.
-            (Want::Bind, Said::Nak) => {}
-            (_, Said::Nak) => {
-                if let Some(hold) = before {
-                    hold.until = hold.until.min(exchange.end);
-                }
-            }
+            (Want::Bind, Said::Nak) => None,
+            (_, Said::Nak) => Some(exchange.end),
             (_, Said::Ack) => {
-                let Some((address, seconds)) = exchange.address.zip(exchange.seconds) else {
-                    continue;
-                };
-                if let Some(hold) = before.filter(|hold| hold.address != address) {
-                    hold.until = hold.until.min(exchange.start);
-                }
-                held.insert(&exchange.mac, holds.len());
-                holds.push(Hold {
-                    exchange,
-                    address,
-                    until: exchange.requested + u64::from(seconds) * SECOND,
-                });
+                let before = held.get(&*exchange.mac);
+                let other = before.is_some_and(|(address, _)| Some(*address) != exchange.address);
+                other.then_some(exchange.start)
             }
-            (_, Said::Nothing) => {}
+            (_, Said::Nothing) => None,
+        };
+        if let Some(end) = ends
+            && let Some((_, acks)) = held.remove(&*exchange.mac)
+        {
+            for index in acks {
+                if let Some(hold) = holds.get_mut(index) {
+                    hold.until = hold.until.min(end);
+                }
+            }
+        }
+        let given = exchange.address.zip(exchange.seconds);
+        if let Some((address, seconds)) = given.filter(|_| exchange.said == Said::Ack) {
+            let (_, acks) = held
+                .entry(&*exchange.mac)
+                .or_insert_with(|| (address, Vec::new()));
+            acks.push(holds.len());
+            holds.push(Hold {
+                exchange,
+                address,
+                until: exchange.requested + u64::from(seconds) * SECOND,
+            });
         }
     }
     holds

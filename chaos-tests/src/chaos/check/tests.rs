@@ -120,6 +120,12 @@ fn what_may_be_is_accepted() {
             exchange(ONE, 5, Want::Release, Said::Nothing, ADDRESS),
             bind(TWO, 6, ADDRESS),
         ],
+        vec![
+            bind(ONE, 1, ADDRESS),
+            exchange(ONE, 20, Want::Renew, Said::Ack, ADDRESS),
+            exchange(ONE, 25, Want::Release, Said::Nothing, ADDRESS),
+            bind(TWO, 26, ADDRESS),
+        ],
         // It has taken another, and is refused what it had.
         vec![
             bind(ONE, 1, ADDRESS),
