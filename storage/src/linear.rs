@@ -5,7 +5,7 @@
 //! operation may take effect that began before every open one ended. An operation of unknown
 //! outcome may take effect at any time after its start, or never.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -118,7 +118,7 @@ fn until(history: &[Operation], end: u64) -> Vec<Operation> {
 pub fn is_linearizable(history: &[Operation]) -> bool {
     let mut operations = history.to_vec();
     operations.sort_by_key(|operation| operation.start);
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     // Operations that took effect, as a prefix that all did and a set beyond it.
     let mut open = vec![(vec![false; operations.len()], None)];
     while let Some((done, value)) = open.pop() {
