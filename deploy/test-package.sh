@@ -189,6 +189,7 @@ upgrade() {
     take node1 || fail "the upgrade"
     ready node1 || fail "the upgraded node is not ready"
     [ "$(pid node1)" != "$before" ] || fail "the old process still runs"
+    equal "files about which dpkg would ask" "$(on node1 "dpkg-query -W -f '\${Conffiles}' muster")" ""
     equal "the version" "$(on node1 "dpkg-query -W -f '\${Version}' muster")" 0.1.0-2
     [[ $(on node1 "journalctl --unit muster _PID=$before") == *'this node is drained'* ]] || fail "it was not drained"
     on node1 'test ! -e /run/muster-upgrade' || fail "a note is left"

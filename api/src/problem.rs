@@ -25,6 +25,10 @@ pub struct Problem {
     pub more: Map<String, Value>,
 }
 
+/// Stands beside an answer that is a problem: its code.
+#[derive(Clone, Copy, Debug)]
+pub struct Code(pub &'static str);
+
 /// Every code with its status and title; the reference is generated from it.
 pub const CODES: &[(&str, StatusCode, &str)] = &[
     (
@@ -226,6 +230,7 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.to_value())).into_response();
+        response.extensions_mut().insert(Code(self.code));
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,

@@ -54,12 +54,19 @@ async fn check(cluster: &Cluster) -> Result<(), String> {
     if !cluster.has_quorum() {
         return Err("there is no quorum: this is no time for a drill".to_owned());
     }
+    if getpid().as_raw() == 1 {
+        return Err(
+            "this node is the first process of its container, which no signal stops; run it below an \
+             init (`docker run --init`)"
+                .to_owned(),
+        );
+    }
     let status = cluster.status();
     let voters = status.nodes.iter().filter(|it| it.role == Role::Voter);
     if voters.count() < 3 {
         return Err("with fewer than three voters nothing goes on without this node".to_owned());
     }
-    let spare = cluster.check_spare(cluster.node_id()).await;
+    let spare = cluster.check_spare().await;
     spare.map_err(|error| error.to_string())
 }
 
@@ -71,6 +78,8 @@ fn pause(length: Duration) -> std::io::Result<()> {
         .arg((LAST_WORDS.as_millis()).to_string())
         .arg(length.as_millis().to_string())
         .stdin(Stdio::null())
+        // An interrupt from a terminal must not end it while this process sleeps.
+        .process_group(0)
         .spawn()?;
     tokio::spawn(async move {
         let ended = waker.wait().await;

@@ -437,8 +437,8 @@ impl Cluster {
     ///
     /// # Errors
     /// When it is so, and when another node is draining.
-    pub async fn check_spare(&self, node: NodeId) -> Result<(), Error> {
-        drain::check_spare(&self.inner, node).await
+    pub async fn check_spare(&self) -> Result<(), Error> {
+        drain::check_spare(&self.inner).await
     }
 
     /// What peers gossip from now on.

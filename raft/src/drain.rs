@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use muster_storage::NodeId;
+use tokio::sync::oneshot;
 use tonic::Code;
 
 use crate::answer::{self, Excuses};
@@ -49,6 +50,9 @@ impl Transfers {
 /// For the answer of a node that is asked whether it drains.
 const ASKING: Duration = Duration::from_secs(1);
 
+/// From the leave to fail until peers see that this node is gone, at most.
+const FAILING: Duration = Duration::from_secs(2);
+
 const EXCUSES: Excuses = Excuses {
     not_live: ", so there is nothing to drain",
     old_version: "is not drained from other nodes; ask it itself with --endpoint",
@@ -86,10 +90,27 @@ async fn carry_out(inner: &Arc<Inner>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a node could be stopped now: asked by those who are about to have it fail.
-pub async fn check_spare(inner: &Inner, node: NodeId) -> Result<(), Error> {
-    let live = |peer| peer == inner.id.0 || inner.board.is_live(peer);
-    can_spare(&inner.view(), node.0, live)?;
+/// Whether this node could be stopped now: asked by those who are about to have it fail. Until the
+/// others see that it is gone, no other one gets leave to drain or to fail.
+pub async fn check_spare(inner: &Arc<Inner>) -> Result<(), Error> {
+    let (tell, told) = oneshot::channel();
+    let holder = Arc::clone(inner);
+    inner.spawn(async move {
+        let _claim = holder.claim.lock().await;
+        let spare = is_spare(&holder).await;
+        let fails = spare.is_ok();
+        // Whoever asked may have given up.
+        if tell.send(spare).is_ok() && fails {
+            tokio::time::sleep(FAILING).await;
+        }
+    });
+    told.await
+        .unwrap_or_else(|_| Err(Error::Stopped("it is shutting down".into())))
+}
+
+async fn is_spare(inner: &Arc<Inner>) -> Result<(), Error> {
+    can_spare(&inner.view(), inner.id.0, |peer| inner.board.is_live(peer))?;
+    no_other_drains(inner).await?;
     let members = inner.members();
     let draining = |peer: &NodeId| match *peer == inner.id {
         true => *inner.draining.borrow(),

@@ -123,14 +123,16 @@ fn not_now(status: &Status, under_way: Option<NodeId>) -> Vec<String> {
     reasons
 }
 
-/// Goes on to the newest schema that all nodes support: what older binaries do not know may be
-/// written from then on, and none of them can be started again. The schema; the present one when
+/// Goes on to the newest schema that any node supports, if all do: what older binaries do not know may
+/// be written from then on, and none of them can be started again. The schema; the present one when
 /// there is no newer.
 pub async fn finalize(inner: &Inner, actor: Actor) -> Result<u16, Error> {
     crate::reads::barrier(inner).await?;
-    let (schema, to) = inner
-        .memory
-        .read(|state| (state.schema(), state.common_schema()));
+    // The newest that anyone has: who does not is named by the refusal.
+    let (schema, to) = inner.memory.read(|state| {
+        let newest = state.members().map(|member| member.max_schema).max();
+        (state.schema(), newest.unwrap_or(state.schema()))
+    });
     if to <= schema {
         return Ok(schema);
     }

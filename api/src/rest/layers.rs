@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use muster_storage::Revision;
@@ -14,7 +14,7 @@ use sha2::Digest as _;
 use super::extract::{Params, text, whole};
 use super::write::IdempotencyKey;
 use crate::auth::CATCH_UP;
-use crate::problem::Problem;
+use crate::problem::{Code, Problem};
 use crate::{App, Shared};
 
 /// How long a read waits for the leader's word, or for a revision to arrive here.
@@ -137,8 +137,9 @@ pub async fn consistency(
     }
     let mut response = next.run(request).await;
     // A refusal out of a state that may be old is none. A leader may have been succeeded meanwhile.
-    let refused = !reads && !on_cluster && rests_on_state(response.status());
-    if refused && !(caught_up && (!leads || is_current(&app).await)) {
+    let refused = !reads && !on_cluster && rests_on_state(&response);
+    let led_on = async || is_current(&app).await && app.cluster.is_leader();
+    if refused && !(caught_up && (!leads || led_on().await)) {
         return Err(Problem::new(
             "unavailable",
             "no quorum confirms what this node has, so it cannot tell whether this can be done; try \
@@ -158,16 +159,14 @@ async fn is_current(app: &App) -> bool {
 }
 
 /// Whether a request was refused because of what there is, and not because of what it is.
-fn rests_on_state(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::NOT_FOUND
-            | StatusCode::CONFLICT
-            | StatusCode::GONE
-            | StatusCode::PRECONDITION_FAILED
-            | StatusCode::UNPROCESSABLE_ENTITY
-            | StatusCode::LOCKED
-    )
+fn rests_on_state(response: &Response) -> bool {
+    let code = response.extensions().get::<Code>();
+    code.is_some_and(|code| {
+        matches!(
+            code.0,
+            "not_found" | "exists" | "conflict" | "in_use" | "locked" | "stale" | "unrenderable"
+        )
+    })
 }
 
 /// Waits until this node has every write that was answered before.

@@ -201,10 +201,10 @@ fn raise(cluster: &Cluster, back: usize, binaries: &Binaries) -> Result<()> {
     cluster.wait_settled(PATIENCE)
 }
 
-/// The last released version; built if it is not there.
+/// The last released version, which `make test` has built.
 fn previous() -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/previous.sh");
-    let built = Command::new(&script).output();
+    let built = Command::new(&script).arg("--kept").output();
     let built = built.with_context(|| format!("starting {}", script.display()))?;
     let said = String::from_utf8_lossy(&built.stderr);
     ensure!(

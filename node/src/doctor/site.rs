@@ -1,7 +1,7 @@
 //! What a node knows of its site, and what the others say of themselves.
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use muster_api::node::Question;
 use muster_api::view;
@@ -12,12 +12,15 @@ use muster_storage::{State, Timestamp};
 use serde_json::Value;
 
 use super::facts::{
-    Alert, Clock, Cluster, Incomplete, Member, Node, Site, Subnet, Unavailable, Unheard,
+    Alert, Clock, Cluster, Host, Incomplete, Member, Node, Site, Subnet, Unavailable, Unheard,
 };
 use super::host;
 use crate::config::ServeOptions;
 use crate::dhcp;
 use crate::peers;
+
+/// For a look at the machine.
+const HOST: Duration = Duration::from_secs(5);
 
 /// Objects that one look at the state goes through.
 const LOOK_MAX: usize = 1024;
@@ -48,7 +51,10 @@ impl Own {
     pub async fn look(&self, probe: bool) -> Node {
         let (data_dir, options) = (self.data_dir.clone(), self.options.clone());
         let host = tokio::task::spawn_blocking(move || host::look(&data_dir, &options, true));
-        let (links, end) = tokio::join!(self.dhcp.facts(probe), self.cluster.certificate_end());
+        // A disk that hangs holds it up for ever.
+        let host = tokio::time::timeout(HOST, host);
+        let (links, end, host) =
+            tokio::join!(self.dhcp.facts(probe), self.cluster.certificate_end(), host);
         let now = self.cluster.now();
         Node {
             name: self.cluster.node_name().to_owned(),
@@ -58,7 +64,15 @@ impl Own {
             }),
             certificate_days: end.map(|end| days(now, end)),
             links,
-            host: host.await.unwrap_or_default(),
+            host: match host {
+                Ok(host) => host.unwrap_or_default(),
+                Err(_) => Host {
+                    data_dir: self.data_dir.clone(),
+                    data_problems: vec![format!("its disk gave no answer within {HOST:?}")],
+                    running: true,
+                    ..Host::default()
+                },
+            },
             configuration: serde_json::to_value(&self.options).unwrap_or_default(),
         }
     }

@@ -36,6 +36,7 @@ const PREFIXES: [&str; 13] = [
 /// Lines of answer files that set passwords without any sign between name and value.
 const COMMANDS: [&str; 4] = ["d-i ", "rootpw ", "user ", "sshpw "];
 
+const BEGINS: &str = "-----BEGIN";
 const KEY_BEGINS: &str = "PRIVATE KEY-----";
 const KEY_ENDS: &str = "-----END";
 
@@ -71,22 +72,34 @@ pub fn text(text: &str) -> String {
     let mut in_key = false;
     let mut scrubbed = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
-        if line.contains(KEY_ENDS) {
-            in_key = false;
-        } else if in_key {
-            continue;
-        } else if line.contains(KEY_BEGINS) {
-            in_key = true;
-            scrubbed.push_str(SCRUBBED);
-            scrubbed.push('\n');
+        if in_key && !line.contains(KEY_ENDS) {
             continue;
         }
-        scrubbed.push_str(&self::line(line));
+        in_key = false;
+        match key(line) {
+            Some((before, ends)) => {
+                in_key = !ends;
+                scrubbed.push_str(&self::line(before));
+                scrubbed.push_str(SCRUBBED);
+                scrubbed.push('\n');
+            }
+            None => scrubbed.push_str(&self::line(line)),
+        }
     }
     scrubbed
 }
 
+/// What is before a private key that begins on this line, and whether the key ends there too.
+fn key(line: &str) -> Option<(&str, bool)> {
+    let (before, key) = line.split_at_checked(line.find(BEGINS)?)?;
+    key.contains(KEY_BEGINS)
+        .then(|| (before, key.contains(KEY_ENDS)))
+}
+
 fn line(line: &str) -> String {
+    if line.contains("chpasswd") {
+        return SCRUBBED.to_owned() + if line.ends_with('\n') { "\n" } else { "" };
+    }
     let bare = line.trim_start().to_ascii_lowercase();
     if COMMANDS.iter().any(|command| bare.starts_with(command)) && names_secret(&bare) {
         let word = line.split_whitespace().next().unwrap_or_default();
@@ -156,9 +169,10 @@ fn assignments(line: &str) -> String {
         let name = named.get(begin.unwrap_or_default()..).unwrap_or_default();
         kept.push_str(before);
         let value = from.get(1..).unwrap_or_default();
-        let quoted = value
-            .trim_start_matches([' ', '\t'])
-            .trim_start_matches(['"', '\'']);
+        let bare = value.trim_start_matches([' ', '\t']);
+        let quoted = bare.trim_start_matches(['"', '\'']);
+        // As in YAML: the value is the rest of the line.
+        let whole = from.starts_with(": ") && !before.ends_with(['"', '\'']);
         let sign = from.len().saturating_sub(quoted.len());
         // What a template puts there is not in the template.
         if !names_secret(name) || quoted.starts_with("{{") || quoted.starts_with(SCRUBBED) {
@@ -171,7 +185,12 @@ fn assignments(line: &str) -> String {
         let words = ["Bearer ", "bearer ", "Basic ", "basic "];
         let word = words.iter().find(|word| quoted.starts_with(**word));
         let quoted = word.map_or(quoted, |word| quoted.get(word.len()..).unwrap_or_default());
-        let end = quoted.find(|c| !inside(c)).unwrap_or(quoted.len());
+        let end = match bare.chars().next().filter(|c| matches!(c, '"' | '\'')) {
+            Some(quote) => quoted.find(quote),
+            None if whole => quoted.find('\n'),
+            None => quoted.find(|c| !inside(c)),
+        };
+        let end = end.unwrap_or(quoted.len());
         if end > 0 {
             kept.push_str(SCRUBBED);
         }
@@ -224,6 +243,16 @@ mod tests {
                 "a\n-----BEGIN EC PRIVATE KEY-----\nMHc\nabc\n-----END EC PRIVATE KEY-----\nb\n",
                 "a\n<scrubbed>\n-----END EC PRIVATE KEY-----\nb\n",
             ),
+            (
+                "ssh_key: \"-----BEGIN EC PRIVATE KEY-----\\nMHc\\n-----END EC PRIVATE KEY-----\"\nb\n",
+                "ssh_key: \"<scrubbed>\nb\n",
+            ),
+            (
+                "password: \"correct horse\" # x",
+                "password: \"<scrubbed>\" # x",
+            ),
+            ("password: correct horse\nb\n", "password: <scrubbed>\nb\n"),
+            ("echo root:hunter2 | chpasswd\n", "<scrubbed>\n"),
             ("", ""),
         ] {
             assert_eq!(text(given), expected);
