@@ -120,7 +120,14 @@ impl Disk {
     pub fn mend(self) -> Result<Self> {
         let (image, at) = (self.image.clone(), self.at.clone());
         drop(self);
-        // As long as anything holds the old file system, a mount would bring it back as it is.
+        Self::mount(image, at)
+    }
+
+    /// As [`Disk::mend`], once nothing holds the old file system any more: as long as anything does, a
+    /// mount may bring it back as it is. Nodes that were started beside it since hold it.
+    pub fn mend_when_let_go(self) -> Result<Self> {
+        let (image, at) = (self.image.clone(), self.at.clone());
+        drop(self);
         wait_until("a broken disk to be let go", LET_GO, || {
             let devices = run(Command::new("losetup").arg("-j").arg(&image))?;
             Ok(devices.trim().is_empty().then_some(()))

@@ -41,10 +41,7 @@ pub async fn carry_out(cluster: &Cluster, failure: Failure) -> Result<(), String
         }
         Failure::Pause { millis } => {
             let length = Duration::from_millis(millis).min(PAUSE_MAX);
-            tracing::warn!(
-                ?length,
-                "this node is silent for a while, by order of a drill"
-            );
+            tracing::warn!("this node is silent for {length:?}, by order of a drill");
             pause(length).map_err(|error| format!("nobody could be found to wake it: {error}"))
         }
     }
@@ -82,9 +79,10 @@ fn pause(length: Duration) -> std::io::Result<()> {
         .process_group(0)
         .spawn()?;
     tokio::spawn(async move {
-        let ended = waker.wait().await;
+        // It has done what it was there for when this goes on.
+        let _ = waker.wait().await;
         notify::restore_watchdog();
-        tracing::warn!(?ended, "this node is back");
+        tracing::warn!("this node is back");
     });
     Ok(())
 }

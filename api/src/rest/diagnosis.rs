@@ -59,12 +59,8 @@ pub async fn fail(
     Body(body): Body,
 ) -> Result<StatusCode, Problem> {
     let how: Failure = input::parse(body)?;
-    tracing::warn!(
-        node = key,
-        ?how,
-        actor = caller.actor.0,
-        "a node is to fail"
-    );
+    let actor = &caller.actor.0;
+    tracing::warn!(node = key, actor, "a node is to fail: {how:?}");
     ask(&app, &key, Question::Fail { how }).await?;
     Ok(DONE)
 }

@@ -264,7 +264,7 @@ fn mend(site: &mut Site, mending: Mending) -> Result<()> {
             if site.node(index).is_running() {
                 site.node(index).kill()?;
             }
-            site.change_disk(index, Disk::mend)?;
+            site.change_disk(index, Disk::mend_when_let_go)?;
             site.start(&[index])
         }
         Mending::Clock(index) => site.clock(index)?.set(0),
@@ -356,18 +356,18 @@ fn change_members(site: &mut Site, old: usize, way: u8) -> Result<String> {
             let new = site.begin_join()?;
             let new_name = site.node(new).name().to_owned();
             let known = wait_until("a new node to be known", Duration::from_secs(60), || {
-                let others = site.others(&[old]);
-                let asked = others.first().context("nobody to ask")?;
-                let status = site.node(*asked).quick_status()?;
-                let dead = status
-                    .nodes
-                    .iter()
-                    .any(|one| one.name == old_name && !one.live);
-                let live = status
-                    .nodes
-                    .iter()
-                    .any(|one| one.name == new_name && one.live);
-                Ok((dead && live).then_some(()))
+                // The leader decides, and each has to see it by itself.
+                for other in site.others(&[old]) {
+                    let status = site.node(other).quick_status()?;
+                    let is = |name: &str, live: bool| {
+                        let mut nodes = status.nodes.iter();
+                        nodes.any(|one| one.name == name && one.live == live)
+                    };
+                    if !is(&old_name, false) || !is(&new_name, true) {
+                        return Ok(None);
+                    }
+                }
+                Ok(Some(()))
             });
             known?;
             let order = ["cluster", "replace", &old_name, &new_name];

@@ -99,6 +99,8 @@ fn kill(cluster: &Cluster) -> Result<Value> {
         })?;
         if !drilled.is_finished() {
             ensure!(node.wait_end(PATIENCE)?.is_none(), "it was not killed");
+            // Started at once it might lead again before anyone else does.
+            cluster.wait_leader(PATIENCE)?;
             node.start()?;
         }
         report(
