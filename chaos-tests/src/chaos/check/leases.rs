@@ -183,7 +183,12 @@ pub fn kept(exchanges: &[Exchange], last: &Last) -> Vec<Violation> {
 
 /// A node that can reach no majority confirms what its client has, and says nothing else.
 pub fn minority(parts: &Parts) -> Vec<Violation> {
-    let holds = holds(&parts.exchanges);
+    // As committed: twice what was promised, and though its client may have given it back since, of which
+    // that node may not have heard.
+    let committed = |ack: &Exchange| {
+        let seconds = u64::from(ack.seconds.unwrap_or_default());
+        ack.requested + 2 * seconds * SECOND
+    };
     let mut found = Vec::new();
     for fault in &parts.faults {
         for exchange in &parts.exchanges {
@@ -193,11 +198,12 @@ pub fn minority(parts: &Parts) -> Vec<Violation> {
             if !alone || exchange.requested < fault.struck || exchange.end > fault.healing {
                 continue;
             }
-            let had = holds.iter().any(|hold| {
-                hold.exchange.mac == exchange.mac
-                    && Some(hold.address) == exchange.address
-                    && hold.exchange.end < exchange.requested
-                    && hold.until > exchange.requested
+            let had = parts.exchanges.iter().any(|ack| {
+                ack.said == Said::Ack
+                    && ack.mac == exchange.mac
+                    && ack.address == exchange.address
+                    && ack.end < exchange.requested
+                    && committed(ack) > exchange.requested
             });
             if exchange.said == Said::Nak || !had {
                 found.push(Violation {
