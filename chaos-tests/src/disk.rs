@@ -118,20 +118,25 @@ impl Disk {
 
     /// Mounts a disk that failed anew, as a mended one. Nothing may use it meanwhile.
     pub fn mend(self) -> Result<Self> {
-        let (image, at) = (self.image.clone(), self.at.clone());
-        drop(self);
-        Self::mount(image, at)
+        self.mend_after(|_| Ok(()))
     }
 
     /// As [`Disk::mend`], once nothing holds the old file system any more: as long as anything does, a
     /// mount may bring it back as it is. Nodes that were started beside it since hold it.
     pub fn mend_when_let_go(self) -> Result<Self> {
+        self.mend_after(|image| {
+            wait_until("a broken disk to be let go", LET_GO, || {
+                let devices = run(Command::new("losetup").arg("-j").arg(image))?;
+                Ok(devices.trim().is_empty().then_some(()))
+            })
+        })
+    }
+
+    /// Takes it off, and mounts it anew after something.
+    fn mend_after(self, ready: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         let (image, at) = (self.image.clone(), self.at.clone());
         drop(self);
-        wait_until("a broken disk to be let go", LET_GO, || {
-            let devices = run(Command::new("losetup").arg("-j").arg(&image))?;
-            Ok(devices.trim().is_empty().then_some(()))
-        })?;
+        ready(&image)?;
         Self::mount(image, at)
     }
 

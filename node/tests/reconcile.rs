@@ -67,30 +67,17 @@ fn released_addresses_are_reclaimed_when_all_members_know() {
     }
     let applied_by_all = world.state.revision();
     let reclaim = Command::Reclaim { applied_by_all };
+    let signs = Signs {
+        applied_by_all: Some(applied_by_all),
+        ..Signs::at(world.now)
+    };
     assert_eq!(
-        plan(
-            &world.state,
-            LEADER,
-            Signs {
-                applied_by_all: Some(applied_by_all),
-                ..Signs::at(world.now)
-            }
-        ),
+        plan(&world.state, LEADER, signs),
         std::slice::from_ref(&reclaim)
     );
     world.apply(reclaim);
     assert!(world.bound(address).unwrap().free);
-    assert_eq!(
-        plan(
-            &world.state,
-            LEADER,
-            Signs {
-                applied_by_all: Some(applied_by_all),
-                ..Signs::at(world.now)
-            }
-        ),
-        []
-    );
+    assert_eq!(plan(&world.state, LEADER, signs), []);
 }
 
 #[test]

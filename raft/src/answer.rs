@@ -1,5 +1,5 @@
-//! Orders that one node gives another about itself, and what became of them: why one failed by number,
-//! and in words for people.
+//! What one node wants of another by itself, orders above all, and what became of it: why one failed by
+//! number, and in words for people.
 
 use std::time::Duration;
 
@@ -8,13 +8,14 @@ use tonic::{Code, Response, Status};
 
 use crate::Error;
 use crate::inner::Inner;
-use crate::peer::PeerClient;
+use crate::peer::{Link, PeerClient};
 use crate::wire::proto::{Cause, OrderReply};
 
-/// For the answer: longer than it takes to hand leadership over, or to commit a write.
+/// For the answer: longer than it takes to hand leadership over, to commit a write, or to look at a disk
+/// and listen on links.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What is said when a node cannot be given an order.
+/// What is said when a node cannot be reached for something.
 pub struct Excuses {
     /// After "is not live".
     pub not_live: &'static str,
@@ -34,6 +35,18 @@ pub async fn order<F: Future<Output = Result<Response<OrderReply>, Status>>>(
     if node == inner.id {
         return carry_out.await;
     }
+    let (_, OrderReply { problem, cause }) =
+        reach(inner, node, excuses, |link| ask(link.fast)).await?;
+    decode(cause, problem)
+}
+
+/// Asks another node something: its name, and its answer.
+pub async fn reach<T, F: Future<Output = Result<Response<T>, Status>>>(
+    inner: &Inner,
+    node: NodeId,
+    excuses: &Excuses,
+    ask: impl FnOnce(Link) -> F,
+) -> Result<(String, T), Error> {
     let name = inner
         .memory
         .read(|state| state.member(node).map(|member| member.name.clone()))
@@ -44,12 +57,9 @@ pub async fn order<F: Future<Output = Result<Response<OrderReply>, Status>>>(
             excuses.not_live
         )));
     }
-    let asked = ask(inner.links.to(node.0)?.fast);
+    let asked = ask(inner.links.to(node.0)?);
     match tokio::time::timeout(DEADLINE, asked).await {
-        Ok(Ok(answer)) => {
-            let OrderReply { problem, cause } = answer.into_inner();
-            decode(cause, problem)
-        }
+        Ok(Ok(answer)) => Ok((name, answer.into_inner())),
         Ok(Err(status)) => Err(Error::Refused(no_answer(&name, excuses, &status))),
         Err(_) => Err(Error::Timeout),
     }

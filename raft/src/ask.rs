@@ -2,19 +2,21 @@
 //! business: it brings them there, to a member alone.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use muster_storage::NodeId;
-use tonic::Code;
 
 use crate::Error;
+use crate::answer::{Excuses, reach};
 use crate::inner::Inner;
+use crate::peer::Link;
 use crate::wire::proto::{AskReply, AskRequest};
 
-/// For the answer: a node may have to look at its disk, and listen on its links.
-const DEADLINE: Duration = Duration::from_secs(10);
+const EXCUSES: Excuses = Excuses {
+    not_live: ", so it cannot be asked",
+    old_version: "cannot be asked; upgrade it",
+};
 
 /// Answers questions of peers; else says why not, in words for people.
 pub type Answerer =
@@ -25,29 +27,11 @@ pub async fn ask(inner: &Inner, node: NodeId, question: Bytes) -> Result<Bytes, 
     if node == inner.id {
         return answer(inner, question).await.map_err(Error::Refused);
     }
-    let name = inner
-        .memory
-        .read(|state| state.member(node).map(|member| member.name.clone()))
-        .ok_or_else(|| Error::NoSuchNode(node.to_string()))?;
-    let refused = |why: String| Err(Error::Refused(format!("node `{name}` {why}")));
-    if !inner.board.is_live(node.0) {
-        return refused("is not live, so it cannot be asked".to_owned());
-    }
-    let mut peer = inner.links.to(node.0)?.bulk;
-    let asked = peer.ask(AskRequest { question });
-    match tokio::time::timeout(DEADLINE, asked).await {
-        Ok(Ok(reply)) => match reply.into_inner() {
-            AskReply { answer, problem } if problem.is_empty() => Ok(answer),
-            AskReply { problem, .. } => refused(format!("refuses: {problem}")),
-        },
-        Ok(Err(status)) if status.code() == Code::Unimplemented => {
-            refused("is of a version that cannot be asked; upgrade it".to_owned())
-        }
-        Ok(Err(status)) => refused(format!(
-            "could not be asked: {}",
-            crate::peer::root_cause(&status)
-        )),
-        Err(_) => Err(Error::Timeout),
+    let ask = |mut link: Link| async move { link.bulk.ask(AskRequest { question }).await };
+    let (name, AskReply { answer, problem }) = reach(inner, node, &EXCUSES, ask).await?;
+    match problem.is_empty() {
+        true => Ok(answer),
+        false => Err(Error::Refused(format!("node `{name}` refuses: {problem}"))),
     }
 }
 

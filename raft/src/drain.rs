@@ -111,16 +111,12 @@ pub async fn check_spare(inner: &Arc<Inner>) -> Result<(), Error> {
 async fn is_spare(inner: &Arc<Inner>) -> Result<(), Error> {
     can_spare(&inner.view(), inner.id.0, |peer| inner.board.is_live(peer))?;
     no_other_drains(inner).await?;
-    let members = inner.members();
-    let draining = |peer: &NodeId| match *peer == inner.id {
-        true => *inner.draining.borrow(),
-        false => inner.board.is_draining(peer.0),
-    };
-    match members.into_iter().find(draining) {
-        Some(peer) => Err(Error::Refused(format!(
-            "node {peer} is draining; wait until it has been stopped and started again"
+    match *inner.draining.borrow() {
+        true => Err(Error::Refused(format!(
+            "node {} is draining; wait until it has been stopped and started again",
+            inner.id
         ))),
-        None => Ok(()),
+        false => Ok(()),
     }
 }
 

@@ -5,7 +5,6 @@
 
 use muster_storage::{Actor, Command, NodeId, Proposal, RequestId, Timestamp};
 use semver::Version;
-use serde::Serialize;
 use uuid::Uuid;
 
 use crate::Error;
@@ -16,7 +15,7 @@ use crate::status::{self, NodeStatus, Role, Status};
 const LAG_MAX: u64 = 1024;
 
 /// How far an upgrade is, and what comes next.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upgrade {
     /// The version that all nodes are to have.
     pub to: String,

@@ -2,13 +2,14 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::DONE;
 use super::extract::{Json as Body, Key, On, Params};
+use super::health::exposition;
 use crate::node::{Failure, Question};
 use crate::problem::Problem;
 use crate::{Shared, input};
@@ -37,12 +38,7 @@ pub async fn facts(
 /// The metrics of a node, in the text format of Prometheus.
 pub async fn metrics(State(app): State<Shared>, Key(key): Key) -> Result<Response, Problem> {
     let text = ask(&app, &key, Question::Metrics).await?;
-    let text = text.as_str().unwrap_or_default().to_owned();
-    let headers = [(
-        header::CONTENT_TYPE,
-        "text/plain; version=0.0.4; charset=utf-8",
-    )];
-    Ok((headers, text).into_response())
+    Ok(exposition(text.as_str().unwrap_or_default().to_owned()))
 }
 
 /// The last lines that a node logged.

@@ -40,11 +40,16 @@ pub async fn readyz(State(app): State<Shared>) -> Result<Response, Problem> {
     }
 }
 
-/// Metrics in the text format of Prometheus.
+/// Metrics of this node.
 pub async fn metrics(State(app): State<Shared>) -> Response {
+    exposition(app.node.metrics())
+}
+
+/// An answer in the text format of Prometheus.
+pub fn exposition(text: String) -> Response {
     let headers = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (headers, app.node.metrics()).into_response()
+    (headers, text).into_response()
 }
