@@ -5,10 +5,12 @@
 mod site;
 
 use muster_storage::command::PutMode;
-use muster_storage::model::{Member, Object, Settings};
+use muster_storage::model::{Member, Object, Seen, Settings, Step};
 use muster_storage::schema::{self, Corrupt};
-use muster_storage::{Command, Effect, NodeId, Rejection, State, Timestamp};
+use muster_storage::{Command, Effect, NodeId, Rejection, Revision, State, Timestamp};
+use serde_json::json;
 use site::{Site, member};
+use uuid::Uuid;
 
 /// One that no binary of today knows.
 const NEXT: u16 = schema::CURRENT + 1;
@@ -144,4 +146,42 @@ fn state_of_a_newer_schema_is_not_loaded() {
         "{:?}",
         loaded.err()
     );
+}
+
+#[test]
+fn from_schema_2_on_what_is_told_late_ends_no_newer_boot() {
+    const MACHINE: Uuid = Uuid::from_u128(0x11);
+    let boots_under_way = |schema, late: &str| {
+        let mut site = founded(schema);
+        let machine = json!({"uuid": MACHINE, "name": "m1", "macs": ["52:54:00:00:00:50"]});
+        site.run(Command::Put {
+            object: Object::Machine(serde_json::from_value(machine).expect("a machine")),
+            mode: PutMode::Create,
+        });
+        let script = |node, at, boots: &str| Command::Saw {
+            node: NodeId(node),
+            seen: vec![Seen {
+                machine: MACHINE,
+                at: Timestamp(at),
+                step: Step::Script {
+                    boots: boots.into(),
+                    revision: Revision(0),
+                    attempt: None,
+                },
+            }],
+        };
+        site.run(script(1, 1000, "before"));
+        site.run(script(1, 3000, "live"));
+        // A node that was away for a while tells what it served before that.
+        site.run(script(2, 2000, late));
+        let far = Timestamp(1_000_000 + 1000 * HOUR);
+        let under_way = site.state.stalled_boots(far).count();
+        // And what is in time counts.
+        site.run(script(2, 4000, "local"));
+        assert_eq!(site.state.stalled_boots(far).count(), 0);
+        under_way
+    };
+    assert_eq!(boots_under_way(1, "local"), 0, "as 0.1.0 does");
+    assert_eq!(boots_under_way(2, "local"), 1);
+    assert_eq!(boots_under_way(2, "other"), 1);
 }

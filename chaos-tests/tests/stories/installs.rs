@@ -167,13 +167,6 @@ fn an_install_goes_on_when_the_leader_is_killed() -> Result<()> {
         }
         ensure!(!by("bound").is_empty(), "{facts:#?}");
 
-        // Both local boots are written: what is told late of them would end the next boot.
-        wait_until("the local boots to be written", PATIENCE, || {
-            let facts = self::facts(a)?;
-            let local = |it: &&Value| is(it, "script") && it.get("boots") == Some(&"local".into());
-            Ok((facts.iter().filter(local).count() >= 2).then_some(()))
-        })?;
-
         // Another time nothing more is seen of it, and people are told.
         cluster.apply("kind: settings\nname: cluster\nboot_stall_secs: 1\n")?;
         order(c, "3")?;

@@ -97,7 +97,9 @@ impl State {
     ) {
         let known = self.timelines.get(&machine);
         let mut timeline = known.map_or_else(|| empty(machine), |known| (**known).clone());
-        timeline.under_way = under_way(timeline.under_way.take(), &step, context.at);
+        if !self.is_overtaken(&timeline, at, &step) {
+            timeline.under_way = under_way(timeline.under_way.take(), &step, context.at);
+        }
         let last = timeline.facts.last_mut();
         match last.filter(|last| last.node == node && is_same(&last.step, &step)) {
             Some(last) => {
@@ -121,6 +123,14 @@ impl State {
             RowKey::Timeline(machine),
             Some(Row::Timeline(Arc::new(timeline))),
         );
+    }
+
+    /// Whether a script was served before one that is noted already, by a node that could not say so in
+    /// time: it says nothing of the boot that is under way. Before schema 2 it did.
+    fn is_overtaken(&self, timeline: &Timeline, at: Timestamp, step: &Step) -> bool {
+        let is_script = |step: &Step| matches!(step, Step::Script { .. });
+        let is_later = |fact: &Fact| is_script(&fact.step) && fact.until.unwrap_or(fact.at) > at;
+        self.schema() >= 2 && is_script(step) && timeline.facts.iter().any(is_later)
     }
 
     pub(super) fn index_timeline(
