@@ -10,7 +10,7 @@ use muster_storage::event::{Change, Subject};
 use muster_storage::model::{
     Alert, Fact, Install, Lease, Lock, Member, NodeId, Object, ObjectKind, Record, Sha256, Trouble,
 };
-use muster_storage::{State, Timestamp};
+use muster_storage::{Revision, State, Timestamp};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -114,6 +114,14 @@ impl Checks {
             schemas: declared.schemas(),
         }
     }
+}
+
+/// An object as it was written by a revision, and is no more.
+pub fn written(state: &State, object: &Object, revision: Revision) -> Value {
+    let mut map = public_fields(state, object);
+    map.insert("kind".to_owned(), object.kind().singular().into());
+    map.insert("revision".to_owned(), revision.0.into());
+    Value::Object(map)
 }
 
 /// An object with all that the cluster adds. `checks` are those of about the same state.

@@ -65,3 +65,17 @@ async fn what_was_refused_may_be_sent_again() {
     api.put(T, &json!({"contents": "one"})).await.expect(201);
     api.call("DELETE", T, &[KEY], "").await.expect(204);
 }
+
+#[tokio::test]
+async fn what_was_created_is_answered_so_when_it_is_gone_again() {
+    let api = Api::new().await;
+    let body = json!({"name": "t", "contents": "one"}).to_string();
+    let create = || api.call("POST", "/api/v1/templates", &[KEY], body.clone());
+    let first = create().await.expect(201).json();
+    api.call("DELETE", T, &[], "").await.expect(204);
+    let again = create().await.expect(201).json();
+    for field in ["kind", "name", "contents", "revision"] {
+        assert_eq!(again[field], first[field], "{field}");
+    }
+    api.get(T).await.problem(404);
+}

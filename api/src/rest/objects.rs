@@ -202,10 +202,9 @@ async fn create(
 ) -> Result<Response, Problem> {
     let draft = Draft::new(Some(kind), body)?;
     let settled = settle(&app, draft.with_password_hashed().await?, force)?;
-    let key = settled.object.key();
     let report = trial::before_write(&app, settled.objects(), &[], force).await?;
-    put_object(&app, caller, None, settled, PutMode::Create).await?;
-    show(&app, kind, &key, StatusCode::CREATED, report).await
+    let written = put_object(&app, caller, None, settled, PutMode::Create).await?;
+    written.show(&app, StatusCode::CREATED, report).await
 }
 
 async fn put(
@@ -224,13 +223,14 @@ async fn put(
     // A secret that was put back is that of this revision and of no other.
     let prepare = || settle(&app, draft.clone(), force);
     let (meant, mode) = (conditions.revision, conditions.mode());
-    let (new, report) = put_over(&app, caller, meant, mode, force, prepare).await?;
-    show(&app, kind, &key, created(new), report).await
+    let (written, report) = put_over(&app, caller, meant, mode, force, prepare).await?;
+    let status = created(written.new);
+    written.show(&app, status, report).await
 }
 
 /// Writes what `prepare` makes of what there is, with the revision on which that rests; anew while
-/// others change it meanwhile, unless the client said which revision it means. Whether it is new,
-/// and what it does to machines.
+/// others change it meanwhile, unless the client said which revision it means. With what it does to
+/// machines.
 async fn put_over(
     app: &App,
     caller: Caller,
@@ -238,7 +238,7 @@ async fn put_over(
     mode: PutMode,
     force: Force,
     prepare: impl Fn() -> Result<Settled, Problem>,
-) -> Result<(bool, Option<Report>), Problem> {
+) -> Result<(Written, Option<Report>), Problem> {
     for _ in 0..ATTEMPTS {
         let settled = prepare()?;
         let read = settled.read;
@@ -289,8 +289,8 @@ async fn patch(
         })
     };
     let (meant, mode) = (conditions.revision, PutMode::Replace);
-    let (_, report) = put_over(&app, caller, meant, mode, force, prepare).await?;
-    show(&app, kind, &key, StatusCode::OK, report).await
+    let (written, report) = put_over(&app, caller, meant, mode, force, prepare).await?;
+    written.show(&app, StatusCode::OK, report).await
 }
 
 /// Answers DELETE of one object.
@@ -343,6 +343,37 @@ impl Settled {
     }
 }
 
+/// An object that was written.
+struct Written {
+    object: Object,
+    /// By what.
+    revision: Revision,
+    /// Whether it was not there before.
+    new: bool,
+}
+
+impl Written {
+    /// It as an answer: as it is now, or as it was written when others have removed it since.
+    async fn show(
+        &self,
+        app: &App,
+        status: StatusCode,
+        report: Option<Report>,
+    ) -> Result<Response, Problem> {
+        let (kind, key) = (self.object.kind(), self.object.key());
+        match show(app, kind, &key, status, report).await {
+            Err(problem) if problem.code == "not_found" => {
+                let body = app
+                    .cluster
+                    .read(|state| view::written(state, &self.object, self.revision));
+                let headers = [(header::ETAG, etag(self.revision))];
+                Ok((status, headers, axum::Json(body)).into_response())
+            }
+            shown => shown,
+        }
+    }
+}
+
 /// The object that was sent, checked as far as that can be done before it is applied, and sealed;
 /// it rests on the revision from which secrets were put back.
 fn settle(app: &App, mut draft: Draft, force: Force) -> Result<Settled, Problem> {
@@ -391,8 +422,9 @@ async fn put_object(
     if_match: Option<Revision>,
     settled: Settled,
     mode: PutMode,
-) -> Result<bool, Problem> {
+) -> Result<Written, Problem> {
     let Settled { object, before, .. } = settled;
+    let written = object.clone();
     let outcome = if before.is_empty() {
         write(app, caller, if_match, Command::Put { object, mode }).await?
     } else {
@@ -406,9 +438,14 @@ async fn put_object(
         write(app, caller, None, Command::Many(all)).await?
     };
     let created = |effect: &Effect| matches!(effect, Effect::Stored { created: true, .. });
-    Ok(match &outcome.result {
+    let new = match &outcome.result {
         Ok(Effect::Many(effects)) => effects.last().is_some_and(created),
         Ok(effect) => created(effect),
         Err(_) => false,
+    };
+    Ok(Written {
+        object: written,
+        revision: outcome.revision,
+        new,
     })
 }
