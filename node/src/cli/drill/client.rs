@@ -117,24 +117,34 @@ impl Web {
     }
 }
 
-/// Reads the first block of a boot script.
+/// Reads a boot script to its end: what is left in the middle stays a transfer of the node for a while,
+/// and a node runs only so many for one client.
 async fn tftp(server: SocketAddr) -> io::Result<()> {
     const DATA: u16 = 3;
+    const BLOCK: usize = 512;
+    const HEAD: usize = 4;
     let socket = unconnected(server).await?;
-    let request = b"\0\x01boot.ipxe\0octet\0";
-    socket.send_to(request, server).await?;
+    socket.send_to(b"\0\x01boot.ipxe\0octet\0", server).await?;
     let mut buffer = [0; PACKET_MAX];
-    let (length, from) = socket.recv_from(&mut buffer).await?;
-    let kind = buffer.first_chunk::<2>().copied().map(u16::from_be_bytes);
-    if length < 4 || kind != Some(DATA) {
-        return Err(io::Error::other("no data"));
+    let mut read = 0_u16;
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).await?;
+        let Some(&[kind @ .., high, low]) = buffer.first_chunk::<HEAD>() else {
+            continue;
+        };
+        if length < HEAD || u16::from_be_bytes(kind) != DATA {
+            return Err(io::Error::other("no data"));
+        }
+        socket.send_to(&[0, 4, high, low], from).await?;
+        let block = u16::from_be_bytes([high, low]);
+        if block != read.wrapping_add(1) {
+            continue;
+        }
+        read = block;
+        if length < HEAD + BLOCK {
+            return Ok(());
+        }
     }
-    // An acknowledgement of the one block, or an end to it: nothing is left waiting for us.
-    let end: &[u8] = match length {
-        ..516 => b"\0\x04\0\x01",
-        _ => b"\0\x05\0\0enough\0",
-    };
-    socket.send_to(end, from).await.map(drop)
 }
 
 async fn unconnected(server: SocketAddr) -> io::Result<UdpSocket> {
