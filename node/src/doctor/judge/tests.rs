@@ -1,6 +1,10 @@
 use std::net::Ipv4Addr;
 
-use super::super::facts::{Alert, Clock, Disk, Incomplete, Port, Subnet, Unavailable};
+use super::super::facts::{
+    Alert, Clock, Cluster, Disk, Host, Incomplete, Member, Node, Port, Process, Subnet,
+    Unavailable, Unheard,
+};
+use super::cluster::MANY;
 use super::*;
 use crate::dhcp::facts::{Link, Links};
 use crate::dhcp::foreign::Intruder;
