@@ -33,13 +33,14 @@ test: setup payload
 	deploy/previous.sh
 	cargo build $(LOCKED) --workspace --bins
 	cargo test $(LOCKED) --workspace
-	deploy/test-package.sh $(MUSTER_BIN)
+	deploy/test-package.sh "$$(deploy/previous.sh --kept)" $(MUSTER_BIN)
 
 # The package alone: installed in clean Debians, upgraded, removed.
 test-package: export MUSTER_BIN := $(abspath $(cargo_target)/debug/muster)
 test-package: setup
+	deploy/previous.sh
 	cargo build $(LOCKED) --workspace --bins
-	deploy/test-package.sh $(MUSTER_BIN)
+	deploy/test-package.sh "$$(deploy/previous.sh --kept)" $(MUSTER_BIN)
 
 # As `test`, with every variant of the stories that have many.
 test-long: export MUSTER_LONG := 1

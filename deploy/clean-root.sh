@@ -13,8 +13,9 @@ begin "${1:-$cache/clean-root}"
 root=$work/root
 
 echo "clean-root: downloading and unpacking Debian 12 with debootstrap"
-debootstrap --variant=minbase --include=systemd-sysv,dbus,iproute2,openssh-server,openssh-client \
-    bookworm "$root" >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; exit 1; }
+# Python is Ansible's; 0.1.0 does not talk to its own node where there are no authorities.
+include=systemd-sysv,dbus,iproute2,openssh-server,openssh-client,python3-apt,ca-certificates
+debootstrap --variant=minbase --include=$include bookworm "$root" >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; exit 1; }
 
 echo 'APT::Get::Assume-Yes "true";' >"$root/etc/apt/apt.conf.d/unattended"
 chroot "$root" apt-get clean

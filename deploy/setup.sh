@@ -33,6 +33,7 @@ lab=(
     debootstrap     # clean Debians to install the package in, or to install on machines
     openssh-client  # reaches them
     systemd-container # starts them
+    ansible-core    # upgrades them
 )
 
 bench=(

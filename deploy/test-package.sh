@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs the package of a binary in clean Debians that systemd starts, makes a cluster of three by the
-# commands of docs/operate/install.md, upgrades a node and removes one. Needs root, debootstrap,
-# systemd-nspawn and the cgroups of systemd.
+# Installs the package of the last released version in clean Debians that systemd starts, makes a cluster
+# of three by the commands of docs/operate/install.md, upgrades a node by the package of the present
+# version and the others by the playbook, and removes one. Needs root, debootstrap, systemd-nspawn, the
+# cgroups of systemd and Ansible.
 #
-#   test-package.sh BINARY
+#   test-package.sh OLD NEW   the binaries of both versions
 #
 # Everything is in namespaces that end with this script.
 set -euo pipefail
@@ -14,10 +15,14 @@ outside() {
     "$here/clean-root.sh"
     work=$(mktemp -d -p "${TMPDIR:-/var/tmp}" muster-package.XXXXXX)
     trap 'clear_up' EXIT
-    "$here/deb/build.sh" "$1" "$work/old" --fast --deb-version 0.1.0-1 >/dev/null
-    "$here/deb/build.sh" "$1" "$work/new" --fast --deb-version 0.1.0-2 >/dev/null
-    unshare --mount --net --pid --fork --kill-child --mount-proc "${BASH_SOURCE[0]}" --inside "$work"
+    old=$(version "$1") new=$(version "$2")
+    "$here/deb/build.sh" "$1" "$work/old" --fast --deb-version "$old-1" >/dev/null
+    "$here/deb/build.sh" "$2" "$work/new" --fast --deb-version "$new-1" >/dev/null
+    unshare --mount --net --pid --fork --kill-child --mount-proc \
+        "${BASH_SOURCE[0]}" --inside "$work" "$old" "$new"
 }
+
+version() { "$1" --version | cut -d ' ' -f 2; }
 
 # Hierarchies by which systemd tells services apart: one, or two where there are older ones beside it.
 hierarchies() { awk '$3 == "cgroup2" || $4 ~ /name=systemd/ { print $2 }' /proc/mounts; }
@@ -55,6 +60,12 @@ on() {
         env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 bash -c "cd && $2"
 }
 
+# watchdog NODE SECONDS: how long its unit waits for a sign of life.
+watchdog() {
+    mkdir -p "$work/$1/root/etc/systemd/system/muster.service.d"
+    printf '[Service]\nWatchdogSec=%s\n' "$2" >"$work/$1/root/etc/systemd/system/muster.service.d/watchdog.conf"
+}
+
 # Makes a root for a node and puts the package into it.
 unpack() {
     mkdir -p "$work/$1"/{upper,work,root}
@@ -62,6 +73,8 @@ unpack() {
         "$work/$1/root"
     cp "$work/old"/*.deb "$work/$1/root/root/"
     echo "$1" >"$work/$1/root/etc/hostname"
+    # 0.1.0 does not tell the watchdog that it lives.
+    watchdog "$1" 0
 }
 
 # up NODE PROCESS: whether systemd runs there, below a process of nspawn that has helpers before.
@@ -99,18 +112,18 @@ voters() { on "$1" 'muster cluster status -o json' | grep -cE '"role": "(leader|
 pid() { on "$1" 'systemctl show --property MainPID --value muster'; }
 property() { on "$1" "systemctl show --property $2 --value muster"; }
 
-# follow NODE BLOCK: gives the commands of a block of the documentation there.
+# follow NODE BLOCK: gives the commands of a block of the documentation there, in one shell.
 follow() {
-    local command
-    while read -r command; do
-        say "$1: $command"
-        on "$1" "$command" >"$work/said" 2>&1 </dev/null || fail "$command"
-    done < <(documented "$2")
+    local commands
+    commands=$(documented "$2")
+    say "$1: ${commands//$'\n'/; }"
+    on "$1" "set -e; $commands" >"$work/said" 2>&1 </dev/null || fail "$commands"
 }
 
 check_files() {
     equal "/etc/muster" "$(on "$1" 'stat -c %a:%U:%G /etc/muster')" 750:root:muster
     equal "muster.env" "$(on "$1" 'stat -c %a:%U:%G /etc/muster/muster.env')" 644:root:root
+    equal "the unit" "$(on "$1" 'systemctl is-enabled muster; systemctl is-active muster')" $'enabled\nactive'
     equal "/var/lib/muster" "$(on "$1" 'stat -c %a:%U:%G /var/lib/muster')" 700:muster:muster
     equal "/usr/bin/muster" "$(on "$1" 'stat -c %a:%U:%G /usr/bin/muster')" 755:root:root
     on "$1" 'test -e /usr/lib/ipxe/snponly.efi' || fail "there are no loaders"
@@ -137,6 +150,8 @@ inside() {
     ip link set lo up
     ip link add lan type bridge
     ip link set lan up
+    # Whence the playbook is run.
+    ip address add 192.0.2.1/24 dev lan
 
     unpack bare
     chroot "$work/bare/root" sh -c 'apt-get install /root/muster_*.deb' >"$work/said" 2>&1 </dev/null ||
@@ -148,18 +163,21 @@ inside() {
         unpack "node$node"
         start "node$node" "192.0.2.1$node"
     done
-    mkdir -p "$work/node3/root/etc/systemd/system/muster.service.d"
-    printf '[Service]\nWatchdogSec=5\n' >"$work/node3/root/etc/systemd/system/muster.service.d/soon.conf"
 
     follow node1 1
     check_files node1
+    ! on node2 'MUSTER_JOIN=192.0.2.11:8093 apt-get install ./muster_*.deb' >"$work/said" 2>&1 </dev/null ||
+        fail "a node joins without a token"
+    grep -q 'MUSTER_JOIN needs MUSTER_JOIN_TOKEN' "$work/said" || fail "no reason is given"
     follow node2 2
     follow node3 2
+    equal "the join token" "$(on node2 'stat -c %a:%U:%G /etc/muster/join-token')" 640:root:muster
     until_so "a cluster of three voters" eval "[ \$(voters node1) = 3 ]"
     for node in 1 2 3; do check_process "node$node"; done
     say "three nodes, with the capabilities of the unit alone"
 
     upgrade
+    play
     hang
     purge
 }
@@ -190,13 +208,40 @@ upgrade() {
     ready node1 || fail "the upgraded node is not ready"
     [ "$(pid node1)" != "$before" ] || fail "the old process still runs"
     equal "files about which dpkg would ask" "$(on node1 "dpkg-query -W -f '\${Conffiles}' muster")" ""
-    equal "the version" "$(on node1 "dpkg-query -W -f '\${Version}' muster")" 0.1.0-2
+    equal "the version" "$(on node1 "dpkg-query -W -f '\${Version}' muster")" "$new-1"
     [[ $(on node1 "journalctl --unit muster _PID=$before") == *'this node is drained'* ]] || fail "it was not drained"
     on node1 'test ! -e /run/muster-upgrade' || fail "a note is left"
     say "the leader is drained, stopped, replaced and started"
 }
 
+# play: runs the playbook, by which nodes named as their hosts are upgraded.
+play() {
+    local node
+    for node in 1 2 3; do
+        echo "node$node ansible_host=192.0.2.1$node"
+    done >"$work/hosts"
+    printf '[muster]\nnode1\nnode2\nnode3\n' >>"$work/hosts"
+    for node in first again; do
+        HOME=$work ANSIBLE_HOST_KEY_CHECKING=false ANSIBLE_PRIVATE_KEY_FILE=$work/node1/root/root/.ssh/id_ed25519 \
+            ansible-playbook --inventory "$work/hosts" "$here/ansible/upgrade.yml" --user root \
+            --extra-vars "version=$new package=$(echo "$work/new"/*.deb)" >"$work/said" 2>&1 </dev/null ||
+            fail "the playbook"
+        until_so "a cluster of three voters" eval "[ \$(voters node1) = 3 ]"
+        equal "versions" "$(on node1 "muster cluster status -o json" | grep -o '"version": "[^"]*"' | sort | uniq -c | xargs)" \
+            "3 version: $new"
+    done
+    grep -q 'changed=0 ' "$work/said" || fail "the playbook changes something when all is done"
+    for node in 1 2 3; do
+        on "node$node" 'rm -r /etc/ssl/certs'
+        ready "node$node" || fail "its own node is not reached where there are no authorities"
+    done
+    say "the playbook upgrades the others, and does nothing when it is run again"
+}
+
 hang() {
+    watchdog node3 5
+    on node3 'systemctl daemon-reload && systemctl restart muster'
+    until_so "node3's return" ready node3
     equal "restarts of a node that is well" "$(property node3 NRestarts)" 0
     on node3 'systemctl kill --kill-whom=main --signal=STOP muster'
     until_so "a restart by the watchdog" eval '[ "$(property node3 NRestarts)" = 1 ]'
@@ -213,8 +258,8 @@ purge() {
 }
 
 if [ "$1" = --inside ]; then
-    work=$2
+    work=$2 old=$3 new=$4
     inside
 else
-    outside "$1"
+    outside "$1" "$2"
 fi
