@@ -1,7 +1,9 @@
 //! A cluster of the last released version becomes one of the present version, one node at a time, half
 //! way back and forward again, while machines boot and an operator writes: no boot fails, nothing that
-//! was acknowledged is lost, and nobody has to try more than once again.
+//! was acknowledged is lost, and nobody has to try more than once again. Backups and snapshots of one are
+//! read by the other.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +13,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use muster_chaos::cluster::Cluster;
 use muster_chaos::fleet::{self, Plan};
 use muster_chaos::invariant;
+use muster_chaos::lab::Lab;
 use muster_chaos::load::Acknowledged;
 use muster_chaos::node;
 
@@ -40,6 +43,15 @@ struct Course {
 struct Binaries {
     old: PathBuf,
     new: PathBuf,
+}
+
+impl Binaries {
+    fn both() -> Result<Self> {
+        Ok(Self {
+            old: previous()?,
+            new: node::binary()?,
+        })
+    }
 }
 
 #[test]
@@ -74,11 +86,53 @@ fn a_cluster_is_upgraded_while_it_serves() -> Result<()> {
     Ok(())
 }
 
+/// The log of a restored cluster begins after what was restored: who joins is sent a snapshot first.
+#[test]
+fn backups_and_snapshots_go_from_version_to_version() -> Result<()> {
+    let Binaries { old, new } = Binaries::both()?;
+    let dir = tempfile::tempdir().context("making a directory")?;
+    let place = |name: &str| dir.path().join(name).display().to_string();
+    let (backup, passphrase) = (place("backup"), place("passphrase"));
+    fs::write(&passphrase, "correct horse\n").context("writing the passphrase")?;
+    let sealed = ["--passphrase-file", &passphrase];
+
+    let first = Cluster::found_with(1, &old)?;
+    first.apply("kind: profile\nname: kept\n")?;
+    first
+        .cli(&[&["backup", &backup], &sealed[..]].concat())?
+        .ok()?;
+    drop(first);
+
+    for (giver, taker) in [(&old, &new), (&new, &old)] {
+        let mut cluster = Cluster::empty(Lab::new()?);
+        let founder = cluster.prepare_founder()?;
+        let node = cluster.node(founder);
+        node.set_binary(giver);
+        node.cli(&[&["restore", &backup], &sealed[..]].concat())?
+            .ok()?;
+        node.start()?;
+        node.wait_serving(PATIENCE)?;
+        let joiner = cluster.prepare_joiner()?;
+        tell(&cluster, || {
+            let node = cluster.node(joiner);
+            node.set_binary(taker);
+            node.start()?;
+            cluster.wait_settled(PATIENCE)?;
+            node.cli(&["profiles", "get", "kept"])?.ok()?;
+            ensure!(
+                node.log().contains("installed a snapshot"),
+                "{}",
+                node.log()
+            );
+            invariant::same_everywhere(&cluster)
+        })
+        .with_context(|| format!("from {} to {}", giver.display(), taker.display()))?;
+    }
+    Ok(())
+}
+
 fn upgrade(course: Course) -> Result<()> {
-    let binaries = Binaries {
-        old: previous()?,
-        new: node::binary()?,
-    };
+    let binaries = Binaries::both()?;
     let cluster = Cluster::found_with(3, &binaries.old)?;
     tell(&cluster, || {
         let [first, second, third] = course.order;
