@@ -94,7 +94,7 @@ chaos: setup build
 ROUNDS ?= 20000
 fuzz: export MUSTER_FUZZ_ROUNDS := $(ROUNDS)
 fuzz: setup-build
-	cargo test $(LOCKED) -p muster-node --test dhcp_fuzz
+	cargo test $(LOCKED) -p muster-node --test dhcp fuzz::
 
 # Beside etcd (docs/performance.md), then the parts alone.
 bench: setup-bench build

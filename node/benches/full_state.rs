@@ -4,7 +4,7 @@
 //! node takes to have it all. `MACHINES` and `LEASES` take other numbers.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-#[path = "../tests/process/mod.rs"]
+#[path = "../tests/program/process/mod.rs"]
 mod process;
 
 use std::fs::{self, File};

@@ -1,12 +1,9 @@
 //! Who is let in, by what, and what everyone gets.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
+use crate::common::Api;
 use axum::body::Body;
 use axum::http::Request;
 use base64::Engine as _;
-use common::Api;
 use muster_api::auth::Peer;
 use serde_json::json;
 

@@ -1,12 +1,9 @@
 //! Files that machines boot: uploaded as streams, known by path.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
 
 use std::io;
 
+use crate::common::Api;
 use axum::body::Body;
-use common::Api;
 use futures::stream;
 use serde_json::json;
 use sha2::Digest as _;

@@ -1,11 +1,8 @@
 //! A backup through the API: for whom, and with what.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod common;
-
+use crate::common::Api;
 use axum::body::Body;
 use axum::http::Request;
-use common::Api;
 use http_body_util::BodyExt as _;
 use muster_api::auth::Peer;
 use muster_raft::Backup;

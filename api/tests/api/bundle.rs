@@ -1,9 +1,6 @@
 //! Many objects at once, and what machines get of them.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use serde_json::{Value, json};
 
 /// Every kind, what is named after what names it.

@@ -1,14 +1,9 @@
 //! New keys and certificates, ordered through the API.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod common;
-#[path = "../../raft/tests/common/mod.rs"]
-mod nodes;
-
-use common::Api;
+use crate::common::Api;
+use crate::nodes::{Three, until};
 use muster_raft::Cluster;
 use muster_storage::model::Sha256;
-use nodes::{Three, until};
 use serde_json::json;
 
 const RENEW: &str = "/api/v1/cluster/renew-certificates";

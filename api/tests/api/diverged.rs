@@ -1,13 +1,8 @@
 //! A node whose state is not that of the others answers nothing any more, and says why.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod common;
-#[path = "../../raft/tests/common/mod.rs"]
-mod nodes;
-
-use common::Api;
+use crate::common::Api;
+use crate::nodes::{Three, put, until};
 use muster_api::{App, rest};
-use nodes::{Three, put, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_differs_only_says_that_it_does() {

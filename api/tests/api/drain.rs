@@ -1,12 +1,7 @@
 //! Draining, through the API of a node that need not be the one that is drained.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod common;
-#[path = "../../raft/tests/common/mod.rs"]
-mod nodes;
-
-use common::Api;
-use nodes::{Three, until};
+use crate::common::Api;
+use crate::nodes::{Three, until};
 use serde_json::json;
 
 const DRAIN: &str = "/api/v1/cluster/drain";

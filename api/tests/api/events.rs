@@ -1,13 +1,10 @@
 //! What changed: streamed, resumed, filtered, and read as history.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
 
 use std::time::Duration;
 
+use crate::common::Api;
 use axum::body::{Body, BodyDataStream};
 use axum::http::Request;
-use common::Api;
 use futures::StreamExt as _;
 use muster_api::auth::Peer;
 use serde_json::{Value, json};

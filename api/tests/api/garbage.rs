@@ -1,9 +1,6 @@
 //! Whatever is sent, the node lives, and says 4xx.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;

@@ -1,9 +1,6 @@
 //! Requests that are sent again.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use serde_json::json;
 
 const T: &str = "/api/v1/templates/t";

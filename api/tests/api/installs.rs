@@ -1,13 +1,10 @@
 //! Installing machines, locking them, and how they boot.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
+use crate::common::Api;
 use axum::http::StatusCode;
-use common::Api;
 use muster_api::machine_token::{self, Grant};
 use muster_storage::model::{Attempt, Seen, Step};
-use muster_storage::{Actor, Command, Proposal, RequestId, Revision, State};
+use muster_storage::{Command, Revision, State};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -23,7 +20,7 @@ async fn site() -> Api {
         object: artifact.unwrap(),
         mode: muster_storage::command::PutMode::Apply,
     };
-    propose(&api, put).await;
+    api.propose(put).await;
     let objects = json!([
         {"kind": "bootenv", "name": "deb", "kernel": "deb/vmlinuz", "installs": true,
          "kernel_args": "token={{ machine.token }}"},
@@ -33,19 +30,6 @@ async fn site() -> Api {
     ]);
     api.apply(&objects).await.expect(200);
     api
-}
-
-async fn propose(api: &Api, command: Command) {
-    let proposal = Proposal {
-        request: RequestId(uuid::Uuid::new_v4()),
-        actor: Actor("node:n1".to_owned()),
-        if_match: None,
-        remember: None,
-        command,
-    };
-    let outcome = api.cluster.propose(proposal).await.unwrap();
-    outcome.result.unwrap();
-    api.cluster.applied(outcome.revision).await;
 }
 
 async fn machine(api: &Api) -> Value {
@@ -156,7 +140,7 @@ async fn tokens_are_for_machines_alone() {
         started: false,
         node,
     };
-    propose(&api, open).await;
+    api.propose(open).await;
     let keyring = api.cluster.keyring().unwrap();
     let now = api.cluster.now();
     let issue = || {
@@ -215,7 +199,7 @@ async fn what_was_seen_is_shown_in_the_order_of_time() {
             at: now.plus_secs(secs),
             step,
         }];
-        propose(&api, Command::Saw { node, seen }).await;
+        api.propose(Command::Saw { node, seen }).await;
     }
     let page = api
         .get("/api/v1/machines/m1/timeline")

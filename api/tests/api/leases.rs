@@ -1,27 +1,11 @@
 //! The story of a lease, as far as the cluster remembers it.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use muster_storage::command::{Bind, Client};
-use muster_storage::{Actor, Command, Mac, Proposal, RequestId};
+use muster_storage::{Command, Mac};
 use serde_json::{Value, json};
 
 const MAC: &str = "52:54:00:00:00:50";
-
-async fn propose(api: &Api, command: Command) {
-    let proposal = Proposal {
-        request: RequestId(uuid::Uuid::new_v4()),
-        actor: Actor("node:n1".to_owned()),
-        if_match: None,
-        remember: None,
-        command,
-    };
-    let outcome = api.cluster.propose(proposal).await.unwrap();
-    outcome.result.unwrap();
-    api.cluster.applied(outcome.revision).await;
-}
 
 fn client() -> Client {
     Client {
@@ -53,12 +37,12 @@ async fn a_lease_has_a_story() {
         address,
         node: api.cluster.node_id(),
     };
-    propose(&api, Command::Bind(Box::new(bind))).await;
+    api.propose(Command::Bind(Box::new(bind))).await;
     let release = Command::Release {
         client: Box::new(client()),
         address,
     };
-    propose(&api, release).await;
+    api.propose(release).await;
 
     for key in ["10.77.0.50", MAC] {
         let story = api.get(&format!("/api/v1/leases/{key}/why")).await;

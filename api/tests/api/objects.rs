@@ -1,9 +1,6 @@
 //! Objects over REST: what is created, read, changed and deleted, and what is refused.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use serde_json::json;
 
 const M1: &str = "/api/v1/machines/m1";

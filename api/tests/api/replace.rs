@@ -1,12 +1,7 @@
 //! Replacing a node, through the API of a node that need not lead.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod common;
-#[path = "../../raft/tests/common/mod.rs"]
-mod nodes;
-
-use common::Api;
-use nodes::{Three, sees_dead, until, voters};
+use crate::common::Api;
+use crate::nodes::{Three, sees_dead, until, voters};
 use serde_json::json;
 
 const REPLACE: &str = "/api/v1/cluster/replace";

@@ -1,10 +1,7 @@
 //! Secure params: sealed wherever they are kept, hidden wherever they are read, there when they are
 //! rendered.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use serde_json::{Value, json};
 
 const M1: &str = "/api/v1/machines/m1";

@@ -1,9 +1,6 @@
 //! What is written is tried out for the machines that it concerns.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use serde_json::{Value, json};
 
 const M1: &str = "/api/v1/machines/m1";

@@ -1,15 +1,12 @@
 //! Uploads that go on where they broke off.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
 
 use std::io;
 
+use crate::common::{Answer, Api};
 use axum::body::Body;
 use axum::http::Request;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{Answer, Api};
 use futures::stream;
 use muster_api::auth::Peer;
 use muster_raft::Cluster;

@@ -1,14 +1,11 @@
 //! Server and client over real sockets.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::Api;
+use crate::common::Api;
 use muster_api::client::{Call, Client, Credentials, Error, Payload, Target, Upload};
 use muster_api::rest;
 use muster_api::server::{self, Serving};

@@ -1,16 +1,12 @@
 //! Requests that no firmware sends: they get an error or nothing, nobody else notices, and nothing
 //! outside of the tree is read.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::support::tftp::{Client, Packet, serve};
+use crate::support::{MAC, Site, UUID};
 use proptest::prelude::*;
-use support::tftp::{Client, Packet, serve};
-use support::{MAC, Site, UUID};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;

@@ -1,14 +1,10 @@
 //! Installing a machine through the boot service, on a cluster of one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{MAC, Site, UUID};
 use muster_storage::Command;
 use muster_storage::model::{Install, InstallPhase, Step};
-use support::{MAC, Site, UUID};
 use uuid::Uuid;
 
 fn machine() -> Uuid {

@@ -1,14 +1,10 @@
 //! What loaders and firmware fetch by names that they were built with, by HTTP and by TFTP, on a
 //! cluster of one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::tftp::{Client, Packet, serve};
-use support::{MAC, Site, UUID};
+use crate::support::tftp::{Client, Packet, serve};
+use crate::support::{MAC, Site, UUID};
 
 /// Machine `m1` with a kernel, an initrd and a lease of 127.0.0.1.
 async fn lab(site: &Site) {

@@ -1,13 +1,9 @@
 //! What a machine is told about itself, and to whom else: on a cluster of one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
+use crate::support::{MAC, Site, UUID};
 use muster_raft::Purpose;
 use muster_storage::{Command, State};
 use serde_json::{Value, json};
-use support::{MAC, Site, UUID};
 
 const OTHER: &str = "52:54:00:00:00:51";
 

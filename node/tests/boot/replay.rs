@@ -1,13 +1,9 @@
 //! What real firmware and loaders asked for, captured on a wire, sent again octet by octet.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::time::Duration;
 
-use support::tftp::serve;
-use support::{Site, pcap, write};
+use crate::support::tftp::serve;
+use crate::support::{Site, pcap, write};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;

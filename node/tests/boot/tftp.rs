@@ -1,17 +1,13 @@
 //! The boot tree over TFTP, on a cluster of one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::tftp::{Client, Packet, serve};
+use crate::support::{MAC, Site, UUID};
 use muster_node::tftp;
 use proptest::prelude::*;
-use support::tftp::{Client, Packet, serve};
-use support::{MAC, Site, UUID};
 use tokio::net::UdpSocket;
 
 fn pattern(length: usize) -> Vec<u8> {

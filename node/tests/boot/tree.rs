@@ -1,10 +1,6 @@
 //! The boot service over HTTP, on a cluster of one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
-use support::{Answer, MAC, Site, UUID, http};
+use crate::support::{Answer, MAC, Site, UUID, http};
 
 #[tokio::test]
 async fn known_machine_boots_its_bootenv() {

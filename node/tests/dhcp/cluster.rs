@@ -1,10 +1,6 @@
 //! What a cluster adds to RFC 2131 table 4: offers of several nodes, identifiers of others, and what
 //! is not said without a quorum.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
-
-mod dhcp_common;
-
-use dhcp_common::*;
+use crate::world::*;
 use dhcproto::v4::MessageType;
 use muster_node::dhcp::decide::{Action, Reason};
 use muster_storage::Command;

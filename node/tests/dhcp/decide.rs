@@ -1,9 +1,5 @@
 //! RFC 2131 table 4, row by row.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
-
-mod dhcp_common;
-
-use dhcp_common::*;
+use crate::world::*;
 use dhcproto::v4::MessageType;
 use ipnet::Ipv4Net;
 use muster_node::dhcp::decide::{Action, Reason, conclude};

@@ -1,9 +1,5 @@
 //! Which DHCP servers that clients choose are told of.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
-
-mod dhcp_common;
-
-use dhcp_common::{MAC, NODE, OTHER, PEER, Packet, RELAY, World, ip};
+use crate::world::{MAC, NODE, OTHER, PEER, Packet, RELAY, World, ip};
 use dhcproto::v4::MessageType;
 use muster_node::dhcp::foreign::intruder;
 use muster_storage::model::{Subnet, SubnetMode};

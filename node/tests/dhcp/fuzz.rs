@@ -4,16 +4,12 @@
 //! sender might, come one after another to a living state, and what is proposed is committed. The
 //! rounds are the same each time, from [`SEED`]; `MUSTER_FUZZ_ROUNDS` asks for more of them, and a
 //! packet that breaks a rule is printed as it belongs into the corpus.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
-
-mod dhcp_common;
-
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use dhcp_common::*;
+use crate::world::*;
 use dhcproto::v4::MessageType;
 use muster_node::dhcp::decide::{Action, conclude, decide};
 use muster_node::dhcp::reply::Reply;

@@ -1,9 +1,5 @@
 //! Which loader firmware is told to load, and who may say so.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
-
-mod dhcp_common;
-
-use dhcp_common::*;
+use crate::world::*;
 use muster_storage::model::{Object, Profile};
 use serde_json::{Value, json};
 

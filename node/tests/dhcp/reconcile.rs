@@ -1,9 +1,5 @@
 //! What the leader writes by itself, and when.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
-
-mod dhcp_common;
-
-use dhcp_common::*;
+use crate::world::*;
 use dhcproto::v4::MessageType;
 use muster_node::reconcile::{Signs, plan};
 use muster_storage::model::{LeaseState, Member, Seen, Step};

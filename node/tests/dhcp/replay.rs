@@ -1,15 +1,10 @@
 //! What real firmware sent, captured on a wire, and what it is answered; and the same packets
 //! damaged, which must never do more than be dropped.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
-
-mod dhcp_common;
-#[path = "support/pcap.rs"]
-#[allow(dead_code)]
-mod pcap;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use dhcp_common::*;
+use crate::pcap;
+use crate::world::*;
 use dhcproto::v4::MessageType;
 use muster_node::dhcp::decide::{Action, decide};
 use muster_node::dhcp::offers::Notice;

@@ -1,12 +1,8 @@
 //! Replies as octets: RFC 2131 table 3 and §4.1, option rules of RFC 2132 and its successors, and
 //! boot data for each kind of firmware.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
-
-mod dhcp_common;
-
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use dhcp_common::*;
+use crate::world::*;
 use dhcproto::v4::MessageType;
 use muster_node::dhcp::reply::Destination;
 use muster_storage::Mac;

@@ -1,9 +1,5 @@
 //! The service on real sockets: two network namespaces, a veth pair between them, and Debian's
 //! own client. Needs root.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
-
-mod dhcp_common;
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::path::Path;
 use std::process::Command as Process;
@@ -11,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dhcp_common::{MAC, NODE, OTHER, Packet, Read, ip, subnet};
+use crate::world::{MAC, NODE, OTHER, Packet, Read, ip, subnet};
 use dhcproto::v4::MessageType;
 use muster_node::boot::Recorder;
 use muster_node::dhcp::{self, Interfaces};

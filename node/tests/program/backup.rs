@@ -1,13 +1,9 @@
 //! Backup, restore and recovery as an operator does them: with the program, on directories.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod process;
-
 use std::fs;
 use std::path::Path;
 use std::process::Output;
 
-use process::{muster, serve, started};
+use crate::process::{muster, serve, started};
 use serde_json::Value;
 
 fn run(dir: &Path, arguments: &[&str]) -> Output {
@@ -84,7 +80,7 @@ fn a_cluster_is_backed_up_restored_and_recovered() {
     let restored = done(&new, &restore);
     assert_eq!(restored["artifacts_missing"], serde_json::json!([]));
     let node = started(&mut serve(&new), &new);
-    process::check_private(&new);
+    crate::process::check_private(&new);
     let status = done(&new, &["cluster", "status"]);
     assert_eq!(status["cluster_id"], restored["cluster_id"]);
     assert_eq!(status["nodes"][0]["name"], "n1");

@@ -1,16 +1,12 @@
 //! `muster doctor` and `muster support bundle`, with the program: what they find, and what they give away.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod process;
-
 use std::fs::File;
 use std::io::Read as _;
 use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use crate::process::{muster, serve, started};
 use flate2::read::GzDecoder;
-use process::{muster, serve, started};
 use serde_json::Value;
 
 /// In every secret that is planted.

@@ -1,13 +1,9 @@
 //! Secrets and hostile templates, with the program: what is on the disk, and what is left standing.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod process;
-
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use process::{muster, serve, started};
+use crate::process::{muster, serve, started};
 
 const SECRET: &str = "correct-horse-battery";
 

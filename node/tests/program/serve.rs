@@ -1,15 +1,11 @@
 //! `muster serve` as a process: what it takes from its environment, and what it leaves on the disk.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod process;
-
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::process::{Node, check_private, free_port, serve, started};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use process::{Node, check_private, free_port, serve, started};
 
 #[test]
 fn a_node_is_founded_by_its_environment_and_keeps_its_data_to_itself() {

@@ -1,8 +1,4 @@
 //! A field of the log has one name and one meaning: those in docs/reference/logs.md, and no others.
-#![allow(clippy::expect_used)]
-
-mod sources;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -18,7 +14,7 @@ fn every_field_is_in_the_table() {
         .collect();
 
     let mut used: BTreeMap<String, String> = BTreeMap::new();
-    for (path, source) in sources::all() {
+    for (path, source) in crate::sources::all() {
         for level in LEVELS {
             for event in events(&source, level) {
                 for field in fields(event) {

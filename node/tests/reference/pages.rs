@@ -1,8 +1,4 @@
 //! The reference in the repository is the one that the code writes.
-#![allow(clippy::expect_used)]
-
-mod sources;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -88,7 +84,7 @@ fn the_catalogue_is_what_is_measured() {
         .map(|row| (row.name.as_str(), row.kind.as_str()))
         .collect();
     let mut measured: BTreeSet<String> = muster_node::scrape::names().map(str::to_owned).collect();
-    let sources = sources::all();
+    let sources = crate::sources::all();
     let elsewhere: Vec<_> = sources.iter().map(|(_, text)| constants(text)).collect();
     for (path, source) in &sources {
         let constants = constants(source);

@@ -1,5 +1,5 @@
 //! A node of one behind the API's router, without sockets.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(dead_code)]
 
 use axum::Router;
 use axum::body::Body;
@@ -8,9 +8,11 @@ use http_body_util::BodyExt as _;
 use muster_api::App;
 use muster_api::auth::Peer;
 use muster_raft::Cluster;
+use muster_storage::{Actor, Command, Proposal, RequestId};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
+use uuid::Uuid;
 
 pub struct Api {
     pub router: Router,
@@ -68,6 +70,20 @@ impl Api {
             cluster,
             stop,
         }
+    }
+
+    /// Writes what a node writes.
+    pub async fn propose(&self, command: Command) {
+        let proposal = Proposal {
+            request: RequestId(Uuid::new_v4()),
+            actor: Actor("node:n1".to_owned()),
+            if_match: None,
+            remember: None,
+            command,
+        };
+        let outcome = self.cluster.propose(proposal).await.unwrap();
+        outcome.result.unwrap();
+        self.cluster.applied(outcome.revision).await;
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
