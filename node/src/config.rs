@@ -1,17 +1,20 @@
 //! Flags and `MUSTER_*` environment: the only place that reads either.
 
-use std::net::IpAddr;
+mod cluster;
+mod serve;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
 
 use crate::cli::resource::leases::LeaseVerb;
 use crate::cli::resource::machines::MachineVerb;
 use crate::cli::resource::users::UserVerb;
 use crate::cli::resource::{ArtifactVerb, EventVerb, Look, Verb};
+
+pub use cluster::{ClusterCommand, DrillCommand, DrillOptions, UpgradeCommand, Wanted};
+pub use serve::{LogFormat, ServeOptions};
 
 /// Provisions bare-metal machines from a cluster of equal nodes.
 #[derive(Debug, Parser)]
@@ -215,131 +218,6 @@ pub enum Command {
     },
 }
 
-/// `muster serve`.
-#[derive(Clone, Debug, Args, Serialize)]
-pub struct ServeOptions {
-    /// On an empty data directory: found a cluster of one. Ignored once it belongs to a cluster.
-    #[arg(long, env = "MUSTER_FOUND", value_parser = FalseyValueParser::new())]
-    pub found: bool,
-    /// On an empty data directory: join the cluster of these nodes, HOST:8093 by commas. Ignored
-    /// once it belongs to a cluster.
-    #[arg(
-        long,
-        value_name = "HOST:PORT",
-        value_delimiter = ',',
-        env = "MUSTER_JOIN"
-    )]
-    pub join: Vec<String>,
-    /// File with the token that `muster cluster join-token` printed; waited for while it is empty.
-    #[arg(long, value_name = "FILE", env = "MUSTER_JOIN_TOKEN_FILE")]
-    pub join_token_file: Option<PathBuf>,
-    /// Name of this node in the cluster [default: the hostname].
-    #[arg(long, value_name = "NAME", env = "MUSTER_NODE_NAME")]
-    pub node_name: Option<String>,
-    /// Address at which peers and machines reach this node [default: the only global one].
-    #[arg(long, value_name = "IP", env = "MUSTER_ADVERTISE")]
-    pub advertise: Option<IpAddr>,
-    /// Interfaces on which DHCP is served: names by commas, `all` or `none`.
-    #[arg(
-        long,
-        value_name = "IF",
-        env = "MUSTER_DHCP_INTERFACES",
-        default_value = "all"
-    )]
-    pub dhcp_interfaces: String,
-    /// Port of the API (HTTPS).
-    #[arg(
-        long,
-        value_name = "PORT",
-        env = "MUSTER_API_PORT",
-        default_value_t = 8092
-    )]
-    pub api_port: u16,
-    /// Port of boot files (HTTP).
-    #[arg(
-        long,
-        value_name = "PORT",
-        env = "MUSTER_BOOT_PORT",
-        default_value_t = 8091
-    )]
-    pub boot_port: u16,
-    /// Port of the peer link.
-    #[arg(
-        long,
-        value_name = "PORT",
-        env = "MUSTER_PEER_PORT",
-        default_value_t = 8093
-    )]
-    pub peer_port: u16,
-    /// Port of TFTP.
-    #[arg(
-        long,
-        value_name = "PORT",
-        env = "MUSTER_TFTP_PORT",
-        default_value_t = 69
-    )]
-    pub tftp_port: u16,
-    /// Port of DHCP.
-    #[arg(
-        long,
-        value_name = "PORT",
-        env = "MUSTER_DHCP_PORT",
-        default_value_t = 67
-    )]
-    pub dhcp_port: u16,
-    /// Port of proxyDHCP.
-    #[arg(
-        long,
-        value_name = "PORT",
-        env = "MUSTER_PROXY_DHCP_PORT",
-        default_value_t = 4011
-    )]
-    pub proxy_dhcp_port: u16,
-    /// Directory of first-stage loaders: undionly.kpxe, snponly.efi, ipxe.efi.
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "MUSTER_LOADER_DIR",
-        default_value = "/usr/lib/ipxe"
-    )]
-    pub loader_dir: PathBuf,
-    /// When founding: file with the first password of `admin` [default: a random one, written to
-    /// DIR/admin-password].
-    #[arg(long, value_name = "FILE", env = "MUSTER_ADMIN_PASSWORD_FILE")]
-    pub admin_password_file: Option<PathBuf>,
-    /// What is logged: error, warn, info, debug, trace, or targets with levels.
-    #[arg(
-        long,
-        value_name = "LEVEL",
-        env = "MUSTER_LOG_LEVEL",
-        default_value = "info"
-    )]
-    pub log_level: String,
-    /// How it is logged.
-    #[arg(
-        long,
-        value_name = "FORM",
-        env = "MUSTER_LOG_FORMAT",
-        default_value = "text"
-    )]
-    pub log_format: LogFormat,
-    /// Collector of traces, `http://HOST:4318`: each step of a boot is sent to it as a span (OTLP by
-    /// HTTP). None: steps are in the log alone.
-    #[arg(long, value_name = "URL", env = "MUSTER_OTLP_ENDPOINT")]
-    pub otlp_endpoint: Option<String>,
-    /// Shortest time without a leader before an election, in milliseconds; more for slow disks.
-    #[arg(long, value_name = "MS", env = "MUSTER_ELECTION_MS", hide = true)]
-    pub election_ms: Option<u64>,
-    /// Acknowledge what is not on the disk yet. Loses data; for tests that must see the loss.
-    #[arg(
-        long,
-        env = "MUSTER_UNSAFE_NO_SYNC",
-        value_parser = FalseyValueParser::new(),
-        hide = true
-    )]
-    pub unsafe_no_sync: bool,
-}
-
 /// `muster doctor`.
 #[derive(Clone, Debug, Args)]
 pub struct DoctorOptions {
@@ -368,159 +246,6 @@ pub struct BundleOptions {
     /// What is looked at.
     #[command(flatten)]
     pub doctor: DoctorOptions,
-}
-
-/// How it is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-/// `muster cluster`.
-#[derive(Debug, Subcommand)]
-pub enum ClusterCommand {
-    /// Nodes, leader, quorum. Ends with 5 when there is no quorum.
-    Status,
-    /// Print a token by which nodes join, any number of times until it expires.
-    JoinToken {
-        /// How long it is valid.
-        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
-        ttl: Duration,
-        /// Instead: let no node join by any token made so far.
-        #[arg(long)]
-        revoke: bool,
-    },
-    /// Remove a node for good, dead or alive.
-    Remove {
-        /// Name or id.
-        node: String,
-    },
-    /// Put a node that has joined in the place of one that does not answer any more.
-    ///
-    /// Waits until the new one votes, then removes the dead one for good. Can be given again at any time.
-    Replace {
-        /// Name or id.
-        dead: String,
-        /// Name or id.
-        new: String,
-    },
-    /// Hand leadership to a node, or to any other.
-    Transfer {
-        /// Name or id.
-        node: Option<String>,
-    },
-    /// Give a node, or all of them one after the other, a new key and certificate.
-    RenewCertificates {
-        /// Name or id.
-        node: Option<String>,
-    },
-    /// Seal all secrets with a new key, and forget the older ones.
-    ///
-    /// Tokens of machines that are being installed end.
-    RotateKeys,
-    /// Make a node ready to be stopped: it leads no more, and begins nothing new that others can do.
-    Drain {
-        /// Name or id.
-        node: String,
-        /// How long transfers that run may take to end.
-        #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
-        wait: Duration,
-    },
-    /// Go from version to version, one node at a time.
-    #[command(subcommand)]
-    Upgrade(UpgradeCommand),
-    /// Write from now on what older versions do not know. None of them can be started again.
-    ///
-    /// Refused while a node does not run a version that knows it, or is not live.
-    Finalize,
-    /// Have a node fail, and measure what clients see of it.
-    #[command(subcommand)]
-    Drill(DrillCommand),
-}
-
-/// `muster cluster upgrade`.
-#[derive(Debug, Subcommand)]
-pub enum UpgradeCommand {
-    /// How far the upgrade is.
-    Status(Wanted),
-    /// Whether a node may be taken down now, and which; ends with 1 and says why when none may.
-    Check(Wanted),
-    /// Drain the next node, the leader last, and print its name; nothing when all have the version.
-    ///
-    /// Can be given again at any time: a node that is draining already is the next one.
-    Next {
-        /// Where to.
-        #[command(flatten)]
-        wanted: Wanted,
-        /// How long transfers that run on it may take to end.
-        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
-        wait: Duration,
-    },
-}
-
-/// Where to.
-#[derive(Debug, Args)]
-pub struct Wanted {
-    /// The version that all nodes are to have; the newest that one of them has if absent.
-    #[arg(long, value_name = "VERSION")]
-    pub to: Option<String>,
-}
-
-/// `muster cluster drill`.
-#[derive(Debug, Subcommand)]
-pub enum DrillCommand {
-    /// Kill the process of the leader; its service manager starts it again.
-    LeaderKill {
-        /// How it is done.
-        #[command(flatten)]
-        options: DrillOptions,
-        /// Also when no service manager is known to start it again.
-        #[arg(long)]
-        force: bool,
-    },
-    /// Have a node fall silent for a while, as if it hung or its cable were cut; it goes on by itself.
-    NodeLoss {
-        /// Name or id [default: a node that does not lead].
-        #[arg(long)]
-        node: Option<String>,
-        /// How it is done.
-        #[command(flatten)]
-        options: DrillOptions,
-    },
-    /// The reports of drills.
-    List,
-    /// The report of a drill.
-    Get {
-        /// Its name.
-        name: String,
-    },
-}
-
-/// How a drill is done.
-#[derive(Clone, Debug, Args)]
-pub struct DrillOptions {
-    /// How long the failure lasts, or is watched: 0.1 to 10.
-    #[arg(long, default_value_t = 1.0, value_parser = drill_minutes)]
-    pub minutes: f64,
-    /// Subnet of whose pool the synthetic client takes an address [default: the first that serves
-    /// everyone].
-    #[arg(long)]
-    pub subnet: Option<String>,
-    /// Do not ask.
-    #[arg(long)]
-    pub yes: bool,
-}
-
-fn drill_minutes(text: &str) -> Result<f64, String> {
-    let minutes: f64 = text.parse().map_err(|_| "write a number".to_owned())?;
-    match (0.1..=10.0).contains(&minutes) {
-        true => Ok(minutes),
-        false => Err("0.1 to 10 minutes".to_owned()),
-    }
 }
 
 /// `muster boot`.
