@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -13,13 +12,10 @@ use nix::libc;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::statvfs;
 
-use crate::lab::{Lab, run, wait_until};
+use crate::lab::{Lab, run};
 
 /// Room for a node of a test; the file is sparse.
 const SIZE: u64 = 1 << 30;
-
-/// Programs that happen to start in the lab hold all its disks for a moment.
-const LET_GO: Duration = Duration::from_secs(30);
 
 /// What a full disk has left.
 const LEFT: u64 = 2 << 20;
@@ -116,28 +112,12 @@ impl Disk {
         move || hang(&at)
     }
 
-    /// Mounts a disk that failed anew, as a mended one. Nothing may use it meanwhile.
+    /// A disk that failed, mended: a copy of it, since whatever was started beside the old one may hold
+    /// that one, and as long as anything does a mount of it may bring it back as it is. Its node may not
+    /// run.
     pub fn mend(self) -> Result<Self> {
-        self.mend_after(|_| Ok(()))
-    }
-
-    /// As [`Disk::mend`], once nothing holds the old file system any more: as long as anything does, a
-    /// mount may bring it back as it is. Nodes that were started beside it since hold it.
-    pub fn mend_when_let_go(self) -> Result<Self> {
-        self.mend_after(|image| {
-            wait_until("a broken disk to be let go", LET_GO, || {
-                let devices = run(Command::new("losetup").arg("-j").arg(image))?;
-                Ok(devices.trim().is_empty().then_some(()))
-            })
-        })
-    }
-
-    /// Takes it off, and mounts it anew after something.
-    fn mend_after(self, ready: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
-        let (image, at) = (self.image.clone(), self.at.clone());
-        drop(self);
-        ready(&image)?;
-        Self::mount(image, at)
+        let image = self.image.clone();
+        self.restore(&image)
     }
 
     /// Throws a disk away. Nothing may use it any more.

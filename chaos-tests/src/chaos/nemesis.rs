@@ -264,7 +264,7 @@ fn mend(site: &mut Site, mending: Mending) -> Result<()> {
             if site.node(index).is_running() {
                 site.node(index).kill()?;
             }
-            site.change_disk(index, Disk::mend_when_let_go)?;
+            site.change_disk(index, Disk::mend)?;
             site.start(&[index])
         }
         Mending::Clock(index) => site.clock(index)?.set(0),
