@@ -24,7 +24,11 @@ pub const OLDEST: u16 = 1;
 /// samples in `tests/golden` do not change any more.
 pub const HISTORY: &[(u16, &str, &str)] = &[
     (1, "2026-11-22", "the first schema"),
-    (2, "2026-11-30", "labels of machines"),
+    (
+        2,
+        "2026-11-30",
+        "labels of machines; what is told late of a boot ends the watch of no newer one",
+    ),
 ];
 
 /// Bytes that cannot be understood. The node that meets them stops: skipping would diverge.

@@ -148,40 +148,94 @@ fn state_of_a_newer_schema_is_not_loaded() {
     );
 }
 
-#[test]
-fn from_schema_2_on_what_is_told_late_ends_no_newer_boot() {
-    const MACHINE: Uuid = Uuid::from_u128(0x11);
-    let boots_under_way = |schema, late: &str| {
-        let mut site = founded(schema);
-        let machine = json!({"uuid": MACHINE, "name": "m1", "macs": ["52:54:00:00:00:50"]});
-        site.run(Command::Put {
-            object: Object::Machine(serde_json::from_value(machine).expect("a machine")),
-            mode: PutMode::Create,
-        });
-        let script = |node, at, boots: &str| Command::Saw {
-            node: NodeId(node),
+const MACHINE: Uuid = Uuid::from_u128(0x11);
+
+/// Facts by node, second and step, in the order in which they are written; how many boots are under way
+/// after them.
+fn under_way(schema: u16, facts: &[(u64, u64, Step)]) -> usize {
+    let mut site = founded(schema);
+    let machine = json!({"uuid": MACHINE, "name": "m1", "macs": ["52:54:00:00:00:50"]});
+    site.run(Command::Put {
+        object: Object::Machine(serde_json::from_value(machine).expect("a machine")),
+        mode: PutMode::Create,
+    });
+    for (node, second, step) in facts {
+        site.run(Command::Saw {
+            node: NodeId(*node),
             seen: vec![Seen {
                 machine: MACHINE,
-                at: Timestamp(at),
-                step: Step::Script {
-                    boots: boots.into(),
-                    revision: Revision(0),
-                    attempt: None,
-                },
+                at: Timestamp(second * 1000),
+                step: step.clone(),
             }],
-        };
-        site.run(script(1, 1000, "before"));
-        site.run(script(1, 3000, "live"));
-        // A node that was away for a while tells what it served before that.
-        site.run(script(2, 2000, late));
-        let far = Timestamp(1_000_000 + 1000 * HOUR);
-        let under_way = site.state.stalled_boots(far).count();
-        // And what is in time counts.
-        site.run(script(2, 4000, "local"));
-        assert_eq!(site.state.stalled_boots(far).count(), 0);
-        under_way
-    };
-    assert_eq!(boots_under_way(1, "local"), 0, "as 0.1.0 does");
-    assert_eq!(boots_under_way(2, "local"), 1);
-    assert_eq!(boots_under_way(2, "other"), 1);
+        });
+    }
+    let far = Timestamp(1_000_000 + 1000 * HOUR);
+    site.state.stalled_boots(far).count()
+}
+
+fn script(boots: &str) -> Step {
+    Step::Script {
+        boots: boots.into(),
+        revision: Revision(0),
+        attempt: None,
+    }
+}
+
+#[test]
+fn from_schema_2_on_what_is_told_late_ends_no_newer_boot() {
+    let kernel = || Step::Kernel { path: "k".into() };
+    for (why, facts, old, new) in [
+        (
+            "in time",
+            vec![(1, 10, script("live")), (2, 20, script("local"))],
+            0,
+            0,
+        ),
+        (
+            "a disk's boot before",
+            vec![(1, 30, script("live")), (2, 20, script("local"))],
+            0,
+            1,
+        ),
+        (
+            "another before",
+            vec![(1, 30, script("live")), (2, 20, script("other"))],
+            1,
+            1,
+        ),
+        (
+            "a kernel before",
+            vec![(1, 30, script("live")), (2, 20, kernel())],
+            0,
+            1,
+        ),
+        (
+            "a kernel by a slower clock",
+            vec![(1, 30, script("live")), (2, 29, kernel())],
+            0,
+            0,
+        ),
+        (
+            "a script after its kernel",
+            vec![(1, 30, kernel()), (2, 29, script("live"))],
+            1,
+            0,
+        ),
+        (
+            "the next boot",
+            vec![(1, 30, kernel()), (2, 40, script("live"))],
+            1,
+            1,
+        ),
+        // Seconds of days to come.
+        (
+            "a clock that was wrong",
+            vec![(1, 1 << 30, script("live")), (2, 1 << 31, script("local"))],
+            0,
+            0,
+        ),
+    ] {
+        assert_eq!(under_way(1, &facts), old, "{why}, as 0.1.0 does");
+        assert_eq!(under_way(2, &facts), new, "{why}");
+    }
 }

@@ -4,7 +4,7 @@ use crate::common::Api;
 use axum::http::StatusCode;
 use muster_api::machine_token::{self, Grant};
 use muster_storage::model::{Attempt, Seen, Step};
-use muster_storage::{Command, Revision, State};
+use muster_storage::{Command, Revision, State, Timestamp};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -185,10 +185,10 @@ async fn what_was_seen_is_shown_in_the_order_of_time() {
     let uuid = api.cluster.read(|state| state.machine("m1").unwrap().uuid);
     let node = api.cluster.node_id();
     let now = api.cluster.now();
-    for (secs, step) in [
-        (5, Step::Kernel { path: "k".into() }),
+    for (ago, step) in [
+        (1000, Step::Kernel { path: "k".into() }),
         (
-            1,
+            5000,
             Step::Offered {
                 address: [10, 77, 0, 50].into(),
             },
@@ -196,7 +196,7 @@ async fn what_was_seen_is_shown_in_the_order_of_time() {
     ] {
         let seen = vec![Seen {
             machine: uuid,
-            at: now.plus_secs(secs),
+            at: Timestamp(now.0 - ago),
             step,
         }];
         api.propose(Command::Saw { node, seen }).await;

@@ -27,7 +27,7 @@ const ATTEMPTS_MAX: u32 = 100;
 const RESUME_MILLIS: u64 = 10 * 60 * 1000;
 
 /// How far the clock of a node may be behind that of the leader.
-const SKEW_SECS: u64 = 2;
+pub(super) const SKEW_SECS: u64 = 2;
 
 /// Longest reason of a lock, in octets.
 const REASON_MAX: usize = 255;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::install::SKEW_SECS;
 use super::row::{Row, RowKey};
 use super::table::{Context, State};
 use crate::command::{Command, Effect, Rejection};
@@ -95,6 +96,11 @@ impl State {
         node: Option<NodeId>,
         step: Step,
     ) {
+        // A clock that was wrong is no reason to take all that follows for late.
+        let at = match self.schema() {
+            ..2 => at,
+            _ => at.min(context.at),
+        };
         let known = self.timelines.get(&machine);
         let mut timeline = known.map_or_else(|| empty(machine), |known| (**known).clone());
         if !self.is_overtaken(&timeline, at, &step) {
@@ -125,12 +131,22 @@ impl State {
         );
     }
 
-    /// Whether a script was served before one that is noted already, by a node that could not say so in
-    /// time: it says nothing of the boot that is under way. Before schema 2 it did.
+    /// Whether a step is of a boot before the one that is under way, told late by a node that could not
+    /// say so in time, or of this one and told after what came next. Before schema 2 such a step counted.
     fn is_overtaken(&self, timeline: &Timeline, at: Timestamp, step: &Step) -> bool {
+        if self.schema() < 2 {
+            return false;
+        }
         let is_script = |step: &Step| matches!(step, Step::Script { .. });
-        let is_later = |fact: &Fact| is_script(&fact.step) && fact.until.unwrap_or(fact.at) > at;
-        self.schema() >= 2 && is_script(step) && timeline.facts.iter().any(is_later)
+        let is_kernel = |step: &Step| matches!(step, Step::Kernel { .. });
+        timeline.facts.iter().any(|fact| {
+            let seen = fact.until.unwrap_or(fact.at);
+            match is_script(step) {
+                true => (is_script(&fact.step) || is_kernel(&fact.step)) && seen > at,
+                // Another node's clock may be a little ahead.
+                false => is_script(&fact.step) && seen > at.plus_secs(SKEW_SECS),
+            }
+        })
     }
 
     pub(super) fn index_timeline(
