@@ -119,6 +119,10 @@ impl Checks {
 /// An object as it was written by a revision, and is no more.
 pub fn written(state: &State, object: &Object, revision: Revision) -> Value {
     let mut map = public_fields(state, object);
+    // One that the cluster chose is not in what was sent.
+    if matches!(object, Object::Machine(machine) if machine.uuid.is_nil()) {
+        map.remove("uuid");
+    }
     map.insert("kind".to_owned(), object.kind().singular().into());
     map.insert("revision".to_owned(), revision.0.into());
     Value::Object(map)

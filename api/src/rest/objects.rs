@@ -151,7 +151,7 @@ pub async fn show(
     kind: ObjectKind,
     key: &str,
     status: StatusCode,
-    report: Option<Report>,
+    report: Option<&Report>,
 ) -> Result<Response, Problem> {
     let checks = Checks::of(&app.cluster, kind);
     let placement = placement(app, kind);
@@ -162,7 +162,7 @@ pub async fn show(
         Ok::<_, Problem>((body, record.revision, record.object.key()))
     })?;
     if kind == ObjectKind::Machine {
-        let problems = match &report {
+        let problems = match report {
             Some(report) => report.problems_of(&name),
             None => trial::problems_of(app, &name).await,
         };
@@ -361,11 +361,14 @@ impl Written {
         report: Option<Report>,
     ) -> Result<Response, Problem> {
         let (kind, key) = (self.object.kind(), self.object.key());
-        match show(app, kind, &key, status, report).await {
+        match show(app, kind, &key, status, report.as_ref()).await {
             Err(problem) if problem.code == "not_found" => {
-                let body = app
+                let mut body = app
                     .cluster
                     .read(|state| view::written(state, &self.object, self.revision));
+                if let Some(report) = report {
+                    body[view::TRIAL] = report.to_value();
+                }
                 let headers = [(header::ETAG, etag(self.revision))];
                 Ok((status, headers, axum::Json(body)).into_response())
             }

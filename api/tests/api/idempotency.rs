@@ -66,13 +66,32 @@ async fn what_was_refused_may_be_sent_again() {
 #[tokio::test]
 async fn what_was_created_is_answered_so_when_it_is_gone_again() {
     let api = Api::new().await;
-    let body = json!({"name": "t", "contents": "one"}).to_string();
-    let create = || api.call("POST", "/api/v1/templates", &[KEY], body.clone());
-    let first = create().await.expect(201).json();
-    api.call("DELETE", T, &[], "").await.expect(204);
-    let again = create().await.expect(201).json();
-    for field in ["kind", "name", "contents", "revision"] {
-        assert_eq!(again[field], first[field], "{field}");
+    for (resource, key, body, fields) in [
+        (
+            "templates",
+            KEY,
+            json!({"name": "t", "contents": "one"}),
+            &["kind", "name", "contents", "revision"][..],
+        ),
+        (
+            "machines",
+            "Idempotency-Key: def",
+            json!({"name": "m", "macs": ["52:54:00:00:00:50"]}),
+            &["kind", "name", "macs", "revision"],
+        ),
+    ] {
+        let path = format!("/api/v1/{resource}");
+        let one = format!("{path}/{}", body["name"].as_str().unwrap());
+        let key = [key];
+        let create = || api.call("POST", &path, &key, body.to_string());
+        let first = create().await.expect(201).json();
+        api.call("DELETE", &one, &[], "").await.expect(204);
+        let again = create().await.expect(201).json();
+        for field in fields {
+            assert_eq!(again[field], first[field], "{field}");
+        }
+        // The cluster chose it, and it is not known any more.
+        assert_eq!(again["uuid"], json!(null));
+        api.get(&one).await.problem(404);
     }
-    api.get(T).await.problem(404);
 }
