@@ -15,7 +15,7 @@ use muster_chaos::fleet::{self, Plan};
 use muster_chaos::invariant;
 use muster_chaos::lab::Lab;
 use muster_chaos::load::Acknowledged;
-use muster_chaos::node;
+use muster_chaos::node::{self, Node};
 
 use crate::{PATIENCE, long, tell};
 
@@ -92,43 +92,55 @@ fn backups_and_snapshots_go_from_version_to_version() -> Result<()> {
     let Binaries { old, new } = Binaries::both()?;
     let dir = tempfile::tempdir().context("making a directory")?;
     let place = |name: &str| dir.path().join(name).display().to_string();
-    let (backup, passphrase) = (place("backup"), place("passphrase"));
+    let passphrase = place("passphrase");
     fs::write(&passphrase, "correct horse\n").context("writing the passphrase")?;
-    let sealed = ["--passphrase-file", &passphrase];
+    let sealed =
+        |verb: &str, file: &str| [verb, file, "--passphrase-file", &passphrase].map(str::to_owned);
 
     let first = Cluster::found_with(1, &old)?;
     first.apply("kind: profile\nname: kept\n")?;
-    first
-        .cli(&[&["backup", &backup], &sealed[..]].concat())?
-        .ok()?;
+    let backup = place("backup");
+    call(first.node(0), &sealed("backup", &backup))?;
     drop(first);
 
     for (giver, taker) in [(&old, &new), (&new, &old)] {
-        let mut cluster = Cluster::empty(Lab::new()?);
-        let founder = cluster.prepare_founder()?;
-        let node = cluster.node(founder);
-        node.set_binary(giver);
-        node.cli(&[&["restore", &backup], &sealed[..]].concat())?
-            .ok()?;
-        node.start()?;
-        node.wait_serving(PATIENCE)?;
+        let mut cluster = restored(giver, &sealed("restore", &backup))?;
         let joiner = cluster.prepare_joiner()?;
         tell(&cluster, || {
             let node = cluster.node(joiner);
             node.set_binary(taker);
             node.start()?;
             cluster.wait_settled(PATIENCE)?;
-            node.cli(&["profiles", "get", "kept"])?.ok()?;
-            ensure!(
-                node.log().contains("installed a snapshot"),
-                "{}",
-                node.log()
-            );
+            call(node, &["profiles", "get", "kept"])?;
+            let log = node.log();
+            ensure!(log.contains("installed a snapshot"), "{log}");
             invariant::same_everywhere(&cluster)
         })
         .with_context(|| format!("from {} to {}", giver.display(), taker.display()))?;
+        let again = place(&format!("of {}", taker.display()).replace('/', "-"));
+        call(cluster.node(0), &sealed("backup", &again))?;
+        drop(cluster);
+        let back = restored(taker, &sealed("restore", &again))?;
+        call(back.node(0), &["profiles", "get", "kept"])?;
     }
     Ok(())
+}
+
+/// A cluster of one, of what a call of this binary restores.
+fn restored(binary: &Path, restore: &[String]) -> Result<Cluster> {
+    let mut cluster = Cluster::empty(Lab::new()?);
+    let founder = cluster.prepare_founder()?;
+    let node = cluster.node(founder);
+    node.set_binary(binary);
+    call(node, restore)?;
+    node.start()?;
+    node.wait_serving(PATIENCE)?;
+    Ok(cluster)
+}
+
+fn call(node: &Node, arguments: &[impl AsRef<str>]) -> Result<()> {
+    let arguments: Vec<&str> = arguments.iter().map(AsRef::as_ref).collect();
+    node.cli(&arguments)?.ok().map(drop)
 }
 
 fn upgrade(course: Course) -> Result<()> {
