@@ -117,7 +117,13 @@ follow() {
     local commands
     commands=$(documented "$2")
     say "$1: ${commands//$'\n'/; }"
-    on "$1" "set -e; $commands" >"$work/said" 2>&1 </dev/null || fail "$commands"
+    on "$1" "set -e; ${export_before:-}$commands" >"$work/said" 2>&1 </dev/null || fail "$commands"
+}
+
+# astray SETTINGS REASON: node2 is told what cannot be, and says so.
+astray() {
+    ! on node2 "$1 apt-get install ./muster_*.deb" >"$work/said" 2>&1 </dev/null || fail "$1 goes well"
+    grep -q "$2" "$work/said" || fail "no reason is given for $1"
 }
 
 check_files() {
@@ -166,11 +172,13 @@ inside() {
 
     follow node1 1
     check_files node1
-    ! on node2 'MUSTER_JOIN=192.0.2.11:8093 apt-get install ./muster_*.deb' >"$work/said" 2>&1 </dev/null ||
-        fail "a node joins without a token"
-    grep -q 'MUSTER_JOIN needs MUSTER_JOIN_TOKEN' "$work/said" || fail "no reason is given"
-    follow node2 2
+    astray 'MUSTER_FOUND=true MUSTER_JOIN=192.0.2.11:8093' 'give it either'
+    astray 'MUSTER_JOIN=192.0.2.11:8093' 'MUSTER_JOIN needs MUSTER_JOIN_TOKEN'
+    astray 'MUSTER_FOUND=true MUSTER_ADVERTISE=nowhere' 'the node does not serve'
+    export_before='export MUSTER_ADVERTISE=192.0.2.12; ' follow node2 2
     follow node3 2
+    equal "what node2 was told" "$(on node2 'grep -v ^# /etc/muster/muster.env | grep . | sort')" \
+        $'MUSTER_ADVERTISE=192.0.2.12\nMUSTER_JOIN=192.0.2.11:8093\nMUSTER_JOIN_TOKEN_FILE=/etc/muster/join-token'
     equal "the join token" "$(on node2 'stat -c %a:%U:%G /etc/muster/join-token')" 640:root:muster
     until_so "a cluster of three voters" eval "[ \$(voters node1) = 3 ]"
     for node in 1 2 3; do check_process "node$node"; done
