@@ -12,7 +12,7 @@ export MUSTER_BIN := $(CURDIR)/target/bin/muster
 # An error says what was done and why it failed; the stack under it says nothing more.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: build demo deb test test-long test-package test-firmware test-upgrade sim chaos fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench payload
+.PHONY: build demo deb release test test-long test-package test-firmware test-upgrade sim chaos fuzz bench bench-dhcp bench-boot e2e-debian lint fmt clean setup setup-build setup-bench payload
 
 build: setup-build
 	cargo build $(LOCKED) --release --workspace --bins
@@ -22,6 +22,11 @@ build: setup-build
 deb: build
 	rm -rf target/package
 	deploy/deb/build.sh target/bin/muster target/package
+
+# What is published of a release, at target/release-artifacts: package, binary, SBOM, licences, checksums.
+release: build
+	rm -rf target/release-artifacts
+	deploy/release.sh target/bin/muster target/release-artifacts
 
 # Three nodes provision a machine, lose their leader, and provision again.
 demo: setup payload build

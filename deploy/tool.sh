@@ -2,13 +2,15 @@
 # Prints the path of a tool for packages and releases that Debian does not have; builds it the first time,
 # with Cargo, below ${XDG_CACHE_HOME:-$HOME/.cache}/muster/tools.
 #
-#   tool.sh cargo-deb
+#   tool.sh cargo-deb|cargo-cyclonedx|cargo-about
 set -euo pipefail
 
 options=()
 case "$1" in
     cargo-deb) version=3.8.0 options=(--no-default-features --features gzip) ;;
-    *) echo "usage: $0 cargo-deb" >&2; exit 2 ;;
+    cargo-cyclonedx) version=0.5.9 ;;
+    cargo-about) version=0.9.3 options=(--features cli) ;;
+    *) echo "usage: $0 cargo-deb|cargo-cyclonedx|cargo-about" >&2; exit 2 ;;
 esac
 
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/muster/tools
