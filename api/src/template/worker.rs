@@ -98,13 +98,16 @@ fn ask(
     let before = rendered.len();
     if let Some(mut worker) = idle {
         match worker.ask(sources, wanted, end, rendered) {
-            // One that ended while it was idle says nothing about this order.
-            Err(Failure::Gone(_)) if rendered.len() == before => {}
+            // What it rendered for others may have left it too little memory, or it ended while it was
+            // idle: that says nothing about this order.
+            Err(Failure::Gone(_)) => {}
             asked => return asked.map(|()| worker.keep()),
         }
     }
+    let answered = rendered.len().saturating_sub(before);
+    let left = wanted.get(answered..).unwrap_or_default();
     let mut worker = Worker::start(program).map_err(Failure::Start)?;
-    worker.ask(sources, wanted, end, rendered)?;
+    worker.ask(sources, left, end, rendered)?;
     worker.keep();
     Ok(())
 }
