@@ -277,6 +277,14 @@ impl Port {
         }))
     }
 
+    /// From now on a relay asks these. It keeps its socket: a new one cannot be bound as long as a program
+    /// that is just being started has the old one too.
+    pub fn relay_to(&mut self, servers: &[Ipv4Addr]) {
+        if let Self::Relay(relay) = self {
+            relay.servers = servers.to_vec();
+        }
+    }
+
     /// Sends a message to all servers.
     pub fn send(&self, message: &Message) -> Result<()> {
         match self {

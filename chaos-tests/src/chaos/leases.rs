@@ -93,14 +93,9 @@ impl<'a> Leases<'a> {
             .map(|number| Client::numbered(self.family, number))
             .collect();
         let mut held: Vec<Option<Held>> = vec![None; clients.len()];
-        let mut servers = self.seats.addresses();
-        let mut port = self.open(&servers)?;
+        let mut port = self.open(&self.seats.addresses())?;
         while !over.load(Ordering::Relaxed) {
-            if self.relayed && servers != self.seats.addresses() {
-                servers = self.seats.addresses();
-                drop(port);
-                port = self.open(&servers)?;
-            }
+            port.relay_to(&self.seats.addresses());
             let index = chance.random_range(0..clients.len());
             let (Some(client), Some(slot)) = (clients.get(index), held.get_mut(index)) else {
                 continue;

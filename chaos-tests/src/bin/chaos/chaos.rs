@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum as _};
 use muster_chaos::chaos::plan::{self, Kind, Wanted};
+use muster_chaos::chaos::report::Report;
 use muster_chaos::chaos::{self, Options};
 
 /// What to do.
@@ -29,10 +30,16 @@ pub struct Flags {
     /// Another muster, which nodes are upgraded to and back from; without it there are no upgrades
     #[arg(long, value_name = "PATH")]
     other_binary: Option<PathBuf>,
+    /// Instead: check once more what clients saw, by the history that a run left (history.jsonl)
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    check: Option<PathBuf>,
 }
 
 /// Does it; whether nothing was violated.
 pub fn run(flags: &Flags) -> Result<bool> {
+    if let Some(history) = &flags.check {
+        return tell(&chaos::check_again(history)?);
+    }
     ensure!(flags.nodes != 4, "three or five nodes make a cluster here");
     let all = match flags.nemesis.is_empty() {
         true => Kind::value_variants(),
@@ -55,6 +62,10 @@ pub fn run(flags: &Flags) -> Result<bool> {
         other: flags.other_binary.clone(),
         report: flags.report.clone(),
     })?;
+    tell(&report)
+}
+
+fn tell(report: &Report) -> Result<bool> {
     println!("{report}");
     Ok(report.good())
 }

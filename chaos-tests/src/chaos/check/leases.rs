@@ -113,7 +113,7 @@ impl<'a> Returned<'a> {
 }
 
 /// Who has an address is not told that it has none or another, and is known for its owner at the end.
-pub fn kept(exchanges: &[Exchange], last: &Last) -> Vec<Violation> {
+pub fn kept(exchanges: &[Exchange], last: Option<&Last>) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut returned = Returned::default();
     let mut doubtful: Vec<u64> = Vec::new();
@@ -161,6 +161,9 @@ pub fn kept(exchanges: &[Exchange], last: &Last) -> Vec<Violation> {
             (_, Said::Nothing) => {}
         }
     }
+    let Some(last) = last else {
+        return found;
+    };
     let holds = holds(exchanges).into_iter();
     let lasting = holds.filter(|hold| hold.until > last.at + SECOND);
     for hold in lasting.filter(|hold| doubtful.binary_search(&hold.exchange.end).is_err()) {

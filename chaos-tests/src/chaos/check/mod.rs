@@ -86,8 +86,8 @@ impl Parts {
     }
 }
 
-/// Everything that is wrong with a history.
-pub fn violations(parts: &Parts, last: &Last) -> Vec<Violation> {
+/// Everything that is wrong with a history, and with what the cluster said at its end, if that is known.
+pub fn violations(parts: &Parts, last: Option<&Last>) -> Vec<Violation> {
     let mut found = objects::linearizable(&parts.calls);
     found.extend(objects::fresh(&parts.calls));
     found.extend(objects::minority(parts));

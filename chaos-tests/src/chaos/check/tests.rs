@@ -102,7 +102,7 @@ fn broken(records: Vec<Record>) -> BTreeSet<Rule> {
 }
 
 fn rules(records: Vec<Record>, last: &Last) -> BTreeSet<Rule> {
-    let found = violations(&Parts::of(records), last);
+    let found = violations(&Parts::of(records), Some(last));
     assert!(found.iter().all(|one| !one.part.is_empty()), "{found:?}");
     found.into_iter().map(|one| one.rule).collect()
 }
