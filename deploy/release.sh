@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Puts together what is published of a release: `make release` builds the binary and calls this.
 #
-#   release.sh BINARY DIR    leaves in DIR, which is empty or not there, the package, the binary, what it is made of (CycloneDX), the
-#                            licences of all that, and the SHA-256 of each
+#   release.sh BINARY DIR    leaves in DIR, which is empty or not there, the package, the binary, what it
+#                            is made of (CycloneDX), the licences of all that, and the SHA-256 of each
 set -euo pipefail
 binary=$(realpath "$1")
 mkdir -p "$2"
@@ -35,7 +35,10 @@ sed "s|$work/source|/muster|g" "$work/source/node/muster_bin.cdx.json" >"$work/a
 
 echo "release: licences"
 about=$(deploy/tool.sh cargo-about)
-"$about" generate --fail --locked --manifest-path node/Cargo.toml --target "$target" --config deploy/licences.toml \
+# Those that deny.toml allows, and no others.
+sed -n '/^allow = \[/,/^\]/p' deny.toml | sed 's/^allow/accepted/' >"$work/licences.toml"
+printf 'ignore-%s-dependencies = true\n' dev build >>"$work/licences.toml"
+"$about" generate --fail --locked --manifest-path node/Cargo.toml --target "$target" --config "$work/licences.toml" \
     --output-file "$work/artifacts/$name.licences.txt" deploy/licences.hbs
 
 (cd "$work/artifacts" && sha256sum -- * >"$work/SHA256SUMS")

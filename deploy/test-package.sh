@@ -225,11 +225,14 @@ upgrade() {
 # play: runs the playbook, by which nodes named as their hosts are upgraded.
 play() {
     local node
-    for node in 1 2 3; do
-        echo "node$node ansible_host=192.0.2.1$node"
-    done >"$work/hosts"
-    printf '[muster]\nnode1\nnode2\nnode3\n' >>"$work/hosts"
-    for node in first again; do
+    {
+        echo '[muster]'
+        for node in 1 2 3; do
+            echo "node$node ansible_host=192.0.2.1$node"
+        done
+    } >"$work/hosts"
+    # The second time there is nothing left.
+    for _ in first second; do
         HOME=$work ANSIBLE_HOST_KEY_CHECKING=false ANSIBLE_PRIVATE_KEY_FILE=$work/node1/root/root/.ssh/id_ed25519 \
             ansible-playbook --inventory "$work/hosts" "$here/ansible/upgrade.yml" --user root \
             --extra-vars "version=$new package=$(echo "$work/new"/*.deb)" >"$work/said" 2>&1 </dev/null ||
