@@ -286,6 +286,8 @@ pub fn lease(state: &State, record: &Record<Lease>) -> Value {
     add("bound_at", time(lease.bound_at));
     add("promised_until", time(lease.promised_until));
     add("expires_at", time(lease.expires_at));
+    add("held_until", time(lease.held_until));
+    add("free", lease.free.into());
     add("node", node.into());
     add("rule", lease.rule.to_string().into());
     add_record(&mut map, record);

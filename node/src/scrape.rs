@@ -34,18 +34,23 @@ const POOL_TAKEN: Family = (
     "muster_dhcp_pool_taken",
     "Addresses of a pool that are leased, reserved or held, by subnet, class and pool; the same on every node",
 );
+const RETURNED: Family = (
+    "muster_dhcp_returned_addresses",
+    "Addresses that clients gave back and that no other may have yet: a node has not heard of it, or may have promised them since; the same on every node",
+);
 const SERIES_HIDDEN: Family = (
     "muster_dhcp_series_hidden",
     "Subnets and pools that are in no metric because there are more than 2,000 of them",
 );
 
 /// All of them.
-const FAMILIES: [Family; 6] = [
+const FAMILIES: [Family; 7] = [
     BUILD,
     DRAINING,
     LEASES,
     POOL_ADDRESSES,
     POOL_TAKEN,
+    RETURNED,
     SERIES_HIDDEN,
 ];
 
@@ -78,6 +83,8 @@ fn of_state(text: &mut String, state: &State) {
     let mut hidden = fullest(&mut leases, |(_, count)| *count);
     let labelled = leases.iter().map(|(subnet, n)| ([("subnet", *subnet)], *n));
     family(text, LEASES, labelled);
+    let returned = state.returned().count() as u64;
+    family(text, RETURNED, [([].as_slice(), returned)]);
 
     let mut pools: Vec<_> = state.pools().collect();
     // In thousandths, which tell pools apart that are nearly full.

@@ -1,7 +1,7 @@
 //! The one handle on the cluster.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::Stream;
 use muster_storage::backup::Header;
 use muster_storage::blobs::Blobs;
-use muster_storage::model::{JoinToken, Member, Sha256};
+use muster_storage::model::{ClientKey, JoinToken, Lease, Member, Sha256};
 use muster_storage::{
     Actor, Command, NodeId, Outcome, Proposal, RequestId, Revision, State, Timestamp,
 };
@@ -29,7 +29,8 @@ use crate::tls::{self, Token};
 use crate::upgrade::Upgrade;
 use crate::wire::proto::{self, manage_request::Order};
 use crate::{
-    Error, artifacts, ask, backup, clock, desk, drain, manage, pulse, reads, renew, upgrade,
+    Error, artifacts, ask, backup, clock, desk, drain, manage, promises, pulse, reads, renew,
+    upgrade,
 };
 
 /// A node's membership in its cluster: read, propose, follow, and know the others.
@@ -186,16 +187,32 @@ impl Cluster {
         &self.inner.transfers
     }
 
-    /// The smallest revision that any member has applied; absent while a member has not said.
-    pub fn applied_by_all(&self) -> Option<Revision> {
-        let own = self.inner.progress.borrow().revision;
+    /// Notes that this node confirms `lease` to its client for `secs` more, without a write. To be
+    /// called in the very [`Cluster::read`] that said so: no entry must come between.
+    pub fn promise(&self, lease: &Lease, secs: u32) {
+        let boot = self.inner.memory.host().boot();
+        self.inner.promises.give(lease, secs, boot);
+    }
+
+    /// Notes that the client told this node, so long ago, that it has no use for `address` any more.
+    pub fn end_promise(&self, address: Ipv4Addr, client: &ClientKey, ago: Duration) {
+        let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+        let when = self.inner.memory.host().boot().saturating_sub(ago);
+        self.inner.promises.end(address, client, when);
+    }
+
+    /// The revision up to which every member has applied all that clients gave back, and vouches that
+    /// none of it is in a client's hands by its word; absent while a member has not said.
+    pub fn vouched_by_all(&self) -> Option<Revision> {
+        let own = promises::vouched(&self.inner);
         self.inner
             .members()
             .into_iter()
             .filter(|id| *id != self.inner.id)
             .try_fold(own, |least, id| {
                 let contact = self.inner.board.contact(id.0)?;
-                Some(least.min(Revision(contact.status.revision)))
+                let status = &contact.status;
+                Some(least.min(Revision(status.vouched.unwrap_or(status.revision))))
             })
     }
 

@@ -23,6 +23,7 @@ use crate::disk::Disk;
 use crate::drain::Transfers;
 use crate::options::Options;
 use crate::peer::Links;
+use crate::promises::Promises;
 use crate::renew::Credentials;
 use crate::start::Open;
 use crate::store::{Memory, Progress, note_end};
@@ -53,6 +54,8 @@ pub struct Inner {
     /// What is known of its disk.
     pub disk: Disk,
     pub progress: watch::Receiver<Progress>,
+    /// What was promised to clients without a write.
+    pub promises: Promises,
     pub view: watch::Receiver<Arc<View>>,
     pub links: Arc<Links>,
     pub board: Board,

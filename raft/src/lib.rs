@@ -30,6 +30,7 @@ mod keyring;
 mod manage;
 mod options;
 mod peer;
+mod promises;
 mod pulse;
 mod reads;
 mod recover;

@@ -17,7 +17,7 @@ use crate::inner::Inner;
 use crate::peer::REMOVED;
 use crate::wire::proto;
 use crate::wire::proto::beat::Beat as Kind;
-use crate::{artifacts, clock, digests, succession};
+use crate::{artifacts, clock, digests, promises, succession};
 
 /// Between two statuses.
 const BEAT: Duration = Duration::from_millis(200);
@@ -51,6 +51,7 @@ fn status(inner: &Inner) -> proto::Beat {
         draining: *inner.draining.borrow(),
         ended,
         transfers: Some(inner.transfers.running()),
+        vouched: Some(promises::vouched_lately(inner).0),
         holdings: Some(artifacts::holdings::mark(&inner.blobs.held())),
     };
     proto::Beat {

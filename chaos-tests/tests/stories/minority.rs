@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use dhcproto::v4::MessageType;
 use muster_chaos::cluster::Cluster;
-use muster_chaos::dhcp::{Client, Port};
+use muster_chaos::dhcp::{Client, Port, Reply};
 use muster_chaos::lab::wait_until;
+use muster_chaos::node::Node;
 use muster_chaos::{content, fault, invariant};
 use serde_json::Value;
 
@@ -49,6 +50,67 @@ fn a_node_alone_confirms_and_serves_but_promises_nothing_new() -> Result<()> {
             invariant::same_everywhere(&cluster)?;
         }
         Ok(())
+    })
+}
+
+/// A client gives its address back, and asks a node for it again that has not heard of that: nobody
+/// else gets the address when all nodes have heard, for as long as the client counts on it.
+#[test]
+fn what_a_node_alone_confirmed_after_its_release_is_not_given_to_others() -> Result<()> {
+    let cluster = Cluster::found(3)?;
+    tell(&cluster, || {
+        content::install(&cluster, &[("m1", MAC, "blue")])?;
+        let host = cluster.lab().host("clients", None)?;
+        let port = Port::direct(&host)?;
+        let alone = (cluster.leader()? + 1) % 3;
+        let others = || (0..3).filter(|index| *index != alone);
+        let other = cluster.node(cluster.leader()?).address();
+        let (returner, leaver) = (Client::numbered(1, 0), Client::numbered(1, 1));
+        let (kept, left) = (port.bind(&returner)?, port.bind(&leaver)?);
+        cluster.wait_settled(PATIENCE)?;
+        {
+            let cut = |index: usize| {
+                fault::cut_between(cluster.node(alone).host(), cluster.node(index).host())
+            };
+            let _cut: Vec<_> = others().map(cut).collect::<Result<_>>()?;
+            wait_alone(&cluster, alone)?;
+            let node = cluster.node(cluster.leader()?);
+            for (client, lease) in [(&leaver, &left), (&returner, &kept)] {
+                port.send(&client.release(lease.address(), other))?;
+                wait_lease(node, lease, "to be given back", |it| {
+                    it["state"] == "released"
+                })?;
+            }
+            let silence = |index: usize| fault::silence_dhcp(cluster.node(index).host());
+            let _silence: Vec<_> = others().map(silence).collect::<Result<_>>()?;
+            let confirmed = port.insist(&returner.reboot(kept.address()), MessageType::Ack)?;
+            ensure!(confirmed.address() == kept.address(), "another address");
+        }
+        cluster.wait_settled(PATIENCE)?;
+        // What was given back before it goes to others at once, as always.
+        let node = cluster.node(cluster.leader()?);
+        let free = |lease: &Value| lease["free"] == true;
+        wait_lease(node, &left, "to be free", free)?;
+        ensure!(!free(&lease(node, &kept)?), "it may go to another client");
+        let again = port.insist(&returner.reboot(kept.address()), MessageType::Ack)?;
+        ensure!(again.address() == kept.address(), "another address");
+        wait_lease(node, &kept, "to be bound anew", |it| it["state"] == "bound")?;
+        // Its node vouches for the rest again.
+        port.send(&returner.release(kept.address(), again.server().context("a server")?))?;
+        wait_lease(node, &kept, "to be free", free)?;
+        invariant::same_everywhere(&cluster)
+    })
+}
+
+/// A lease as a node shows it.
+fn lease(node: &Node, granted: &Reply) -> Result<Value> {
+    let address = granted.address().to_string();
+    node.cli(&["leases", "get", &address, "-o", "json"])?.json()
+}
+
+fn wait_lease(node: &Node, granted: &Reply, what: &str, is: impl Fn(&Value) -> bool) -> Result<()> {
+    wait_until(&format!("{} {what}", granted.address()), PATIENCE, || {
+        Ok(is(&lease(node, granted)?).then_some(()))
     })
 }
 

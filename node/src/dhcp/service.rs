@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use dhcproto::v4::MessageType;
 use muster_raft::Cluster;
 use muster_storage::model::{NodeId, Step};
-use muster_storage::{Actor, Command, Outcome, Proposal, RequestId};
+use muster_storage::{Actor, Command, Outcome, Proposal, RequestId, Revision, State};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Options;
@@ -389,7 +389,7 @@ impl Service {
         let proposal = Proposal {
             request: RequestId(uuid::Uuid::new_v4()),
             actor: self.actor.clone(),
-            if_match: None,
+            if_match: self.cluster.read(|state| unless_overtaken(state, &command)),
             remember: None,
             command,
         };
@@ -516,6 +516,17 @@ fn boot_step(request: &Request, reply: &Reply) -> Option<Step> {
 fn offered(reply: &Reply, client: Option<ClientHash>) -> Option<Notice> {
     let offer = reply.kind == MessageType::Offer && !reply.yiaddr.is_unspecified();
     Some(Notice::Offered(reply.yiaddr, client.filter(|_| offer)?))
+}
+
+/// A lease is given back as it is now: while this write waits for a leader its client may be bound
+/// anew. Older nodes take no such condition.
+fn unless_overtaken(state: &State, command: &Command) -> Option<Revision> {
+    match command {
+        Command::Release { address, .. } if state.schema() >= 2 => {
+            state.lease(*address).map(|record| record.revision)
+        }
+        _ => None,
+    }
 }
 
 fn exchange_hash(request: &Request) -> ExchangeHash {

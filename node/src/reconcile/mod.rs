@@ -20,9 +20,9 @@ pub struct Signs {
     pub now: Timestamp,
     /// What it should be, when the members' clocks agree that it is behind.
     pub behind: Option<Timestamp>,
-    /// Smallest revision that any member, learners included, has reported as applied; none while one
-    /// has not said.
-    pub applied_by_all: Option<Revision>,
+    /// Revision up to which every member, learners included, has applied all that clients gave back
+    /// and has promised none of it since; none while one has not said.
+    pub vouched_by_all: Option<Revision>,
     /// Whether it is certain which binaries the members have.
     pub binaries_sure: bool,
 }
@@ -33,7 +33,7 @@ impl Signs {
         Self {
             now,
             behind: None,
-            applied_by_all: None,
+            vouched_by_all: None,
             binaries_sure: false,
         }
     }
@@ -45,7 +45,7 @@ pub fn plan(state: &State, leader: NodeId, signs: Signs) -> Vec<Command> {
     let correct = signs.behind.map(|to| Command::CorrectTime { to });
     let expire = state.has_expired(now).then_some(Command::Expire);
     let reclaim = signs
-        .applied_by_all
+        .vouched_by_all
         .filter(|revision| state.has_reclaimable(*revision))
         .map(|applied_by_all| Command::Reclaim { applied_by_all });
     let stalled = state.stalled_boots(now).take(STALLED_MAX);
@@ -78,7 +78,7 @@ pub async fn run(cluster: Cluster, shutdown: CancellationToken) {
         let signs = Signs {
             now: cluster.now(),
             behind: cluster.time_behind(),
-            applied_by_all: cluster.applied_by_all(),
+            vouched_by_all: cluster.vouched_by_all(),
             binaries_sure: cluster.binaries_unsure().is_none(),
         };
         let commands = cluster.read(|state| plan(state, cluster.node_id(), signs));

@@ -18,7 +18,7 @@ fn nothing_is_written_while_nothing_is_due() {
             &world.state,
             LEADER,
             Signs {
-                applied_by_all: all,
+                vouched_by_all: all,
                 ..Signs::at(world.now)
             }
         ),
@@ -53,7 +53,7 @@ fn released_addresses_are_reclaimed_when_all_members_know() {
                 &world.state,
                 LEADER,
                 Signs {
-                    applied_by_all: behind,
+                    vouched_by_all: behind,
                     ..Signs::at(world.now)
                 }
             ),
@@ -64,7 +64,7 @@ fn released_addresses_are_reclaimed_when_all_members_know() {
     let applied_by_all = world.state.revision();
     let reclaim = Command::Reclaim { applied_by_all };
     let signs = Signs {
-        applied_by_all: Some(applied_by_all),
+        vouched_by_all: Some(applied_by_all),
         ..Signs::at(world.now)
     };
     assert_eq!(

@@ -22,5 +22,5 @@ mod work;
 mod world;
 
 pub use machine::Machine;
-pub use mutant::{outcomes_before_commit, trusted_wall};
+pub use mutant::{Mutant, broken, outcomes_before_commit, trusted_wall};
 pub use net::Wire;

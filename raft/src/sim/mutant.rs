@@ -30,6 +30,10 @@ pub enum Mutant {
     AckBeforeCommit,
     /// A released address is free at once.
     ForgetQuarantine,
+    /// A node vouches for what it has applied, whatever it has promised.
+    ForgetPromises,
+    /// A node that starts again takes it that it had promised nothing.
+    ForgetEarlierLives,
     /// A lease ends with its time, without the margin.
     ForgetMargin,
     /// Linearizable reads are answered from whatever this node has.
@@ -46,7 +50,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::SkipSync,
         Self::SyncLies,
         Self::LeaderRestore,
@@ -55,6 +59,8 @@ impl Mutant {
         Self::VoteNotSynced,
         Self::AckBeforeCommit,
         Self::ForgetQuarantine,
+        Self::ForgetPromises,
+        Self::ForgetEarlierLives,
         Self::ForgetMargin,
         Self::ReadWithoutIndex,
         Self::ReadBeforeApplied,
@@ -78,6 +84,14 @@ pub fn trusted_wall(inner: &Inner) -> Option<u64> {
             Some(machine.wall())
         }
         _ => None,
+    }
+}
+
+/// Whether a node is wrong in this way.
+pub fn broken(host: &Host, by: Mutant) -> bool {
+    match host {
+        Host::Simulated(machine) => machine.mutant == Some(by),
+        Host::Real => false,
     }
 }
 

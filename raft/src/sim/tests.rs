@@ -213,6 +213,8 @@ mutants! {
     vote_not_synced: VoteNotSynced,
     ack_before_commit: AckBeforeCommit,
     forget_quarantine: ForgetQuarantine,
+    forget_promises: ForgetPromises,
+    forget_earlier_lives: ForgetEarlierLives,
     forget_margin: ForgetMargin,
     read_without_index: ReadWithoutIndex,
     read_before_applied: ReadBeforeApplied,

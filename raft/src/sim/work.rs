@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use muster_storage::command::{Bind, Client, PutMode};
 use muster_storage::linear::{self, Action, Condition, Operation, Told};
-use muster_storage::model::{Lease, Mac, Object, ObjectKind, Profile, Settings, Subnet};
+use muster_storage::model::{ClientKey, Lease, Mac, Object, ObjectKind, Profile, Settings, Subnet};
 use muster_storage::state::Claim;
 use muster_storage::{
     Actor, Command, Effect, NodeId, Outcome, Proposal, Rejection, Remember, RequestId, Revision,
@@ -367,6 +367,10 @@ impl Work {
             Some(held) if world.chance.once_in(5) => {
                 hosts.remove(&host);
                 world.oracle.gives_up(who, held.address);
+                if let Some(key) = client.mac.map(ClientKey::Mac) {
+                    let cluster = &life.cluster;
+                    cluster.end_promise(held.address, &key, Duration::ZERO);
+                }
                 let command = Command::Release {
                     client: Box::new(client),
                     address: held.address,
@@ -389,9 +393,7 @@ impl Work {
                 let Some(address) = held.map(|held| held.address).or_else(offered) else {
                     return self.note(format!("host {host} is offered nothing at node {node}"));
                 };
-                if held.is_some()
-                    && let Some((lease, secs)) = self.confirmable(life, &client, address, now_there)
-                {
+                if let Some((lease, secs)) = self.confirmable(life, &client, address, now_there) {
                     let until = now + Duration::from_secs(u64::from(secs));
                     world.oracle.believes(who, lease.address, until);
                     hosts.insert(host, Held { address, until });
@@ -433,6 +435,7 @@ impl Work {
         }
         life.cluster.read(|state| {
             let (lease, secs) = state.confirmable(client, address, now)?;
+            life.cluster.promise(lease, secs);
             Some((lease.clone(), secs))
         })
     }
@@ -464,7 +467,7 @@ pub fn keep_house(world: &Arc<World>, node: u64, cluster: &Cluster, dead: &Cance
             }
             let applied_by_all = match world.mutant {
                 Some(Mutant::ForgetQuarantine) => Some(Revision(u64::MAX)),
-                _ => cluster.applied_by_all(),
+                _ => cluster.vouched_by_all(),
             };
             let now = cluster.now();
             let correct = cluster.time_behind().map(|to| Command::CorrectTime { to });

@@ -27,6 +27,7 @@ use crate::identity::{Files, Identity};
 use crate::inner::Inner;
 use crate::options::Options;
 use crate::peer::{self, Links, Network, Service, Target};
+use crate::promises::Promises;
 use crate::renew::{self, Credentials};
 use crate::store::Memory;
 use crate::tls::{self, Certificate, Credential, Names, NodeKey, Sealer};
@@ -90,6 +91,9 @@ pub async fn assemble(
     };
     let memory = machine.memory();
     let log_size = log.size();
+    let resumes = log.last().is_some() || memory.reach() > 0;
+    #[cfg(test)]
+    let resumes = resumes && !crate::sim::broken(&host, crate::sim::Mutant::ForgetEarlierLives);
     check_cluster(&memory, &identity)?;
     let own_names = names(identity.cluster_id, identity.node_id, &options);
     let now = clock::present(&memory);
@@ -167,6 +171,7 @@ pub async fn assemble(
         engine,
         stopped: tokio::sync::OnceCell::new(),
         progress: memory.progress(),
+        promises: Promises::new(resumes, memory.host().boot()),
         memory,
         disk,
         view,

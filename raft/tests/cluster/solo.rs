@@ -33,7 +33,7 @@ async fn solo_proposes_reads_and_follows() {
     assert_eq!(changes.last().unwrap().subject.key(), "a");
     assert!(cluster.is_leader() && cluster.has_quorum());
     assert_eq!(
-        cluster.applied_by_all(),
+        cluster.vouched_by_all(),
         Some(Revision::new(outcome.revision.log_index(), 0))
     );
     until("it has caught up", || cluster.caught_up_once()).await;

@@ -71,6 +71,13 @@ pub struct Lease {
     pub uuid: Option<Uuid>,
 }
 
+impl Lease {
+    /// Whether it was given back before its end and waits until every member knows of that.
+    pub fn is_returned(&self) -> bool {
+        self.state == LeaseState::Released && !self.free
+    }
+}
+
 /// By which rule a holder got its address (RFC 2131 §4.3.1, reservations first). An extension
 /// leaves it as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

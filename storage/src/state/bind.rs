@@ -255,6 +255,12 @@ impl State {
             || self.has_forgettable(now)
     }
 
+    /// Leases that were given back early and wait to be free, in the order of their revisions.
+    pub fn returned(&self) -> impl Iterator<Item = &Record<Lease>> {
+        let rows = self.leases_released.iter();
+        rows.filter_map(|(_, address)| self.leases.get(address).map(|record| &**record))
+    }
+
     /// Whether some address was given back at or before `applied_by_all` and waits to be free.
     pub fn has_reclaimable(&self, applied_by_all: Revision) -> bool {
         self.meta.no_reclaim_until <= self.meta.time

@@ -547,7 +547,7 @@ impl State {
             let lease = &record.object;
             if !lease.free {
                 self.leases_due.insert((lease.held_until, address));
-                if lease.state == crate::model::LeaseState::Released {
+                if lease.is_returned() {
                     self.leases_released.insert((record.revision, address));
                 }
             }

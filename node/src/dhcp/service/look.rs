@@ -98,6 +98,33 @@ impl Service {
         }
     }
 
+    /// Notes what a client is promised without a write, and what it gives back: what this node let
+    /// another client have meanwhile would have two holders.
+    fn note_promise(&self, state: &State, exchange: &Exchange, action: &Action) {
+        let request = &*exchange.request;
+        let given_back = match request.kind {
+            MessageType::Release => Some(request.ciaddr),
+            MessageType::Decline => request.client.requested,
+            _ => None,
+        };
+        let record = given_back.and_then(|address| state.lease(address));
+        let lease = record.map(|record| &record.object);
+        if let Some(lease) = lease
+            && let Some(subnet) = state.subnet(&lease.subnet)
+            && let Some(client) = state.client_key(&request.client, subnet)
+        {
+            let ago = exchange.received.elapsed();
+            self.cluster.end_promise(lease.address, &client, ago);
+        }
+        if let Action::Reply(reply) = action
+            && reply.kind == MessageType::Ack
+            && let Some(secs) = reply.lease_secs
+            && let Some(record) = state.lease(reply.yiaddr)
+        {
+            self.cluster.promise(&record.object, secs);
+        }
+    }
+
     /// Whether no peer can have the packet: it came by unicast from its client, or from a relay
     /// that sends to this node alone.
     fn only_here(&self, exchange: &Exchange) -> bool {
@@ -172,6 +199,7 @@ impl Service {
                 view.identifier.unwrap_or(Ipv4Addr::UNSPECIFIED),
             )
         });
+        self.note_promise(sight.state, exchange, &action);
         let looked = Looked {
             action,
             source,
