@@ -10,8 +10,9 @@ use std::net::Ipv4Addr;
 use lease_world::*;
 use muster_storage::command::Client;
 use muster_storage::model::{ClientKey, LeaseRule, LeaseState, Object, ObjectKind, Octets};
+use muster_storage::schema::Needs as _;
 use muster_storage::state::{Claim, Grant};
-use muster_storage::{Command, Mac, NodeId, State, Timestamp};
+use muster_storage::{Command, Mac, NodeId, Rejection, State, Timestamp};
 use proptest::prelude::*;
 
 #[test]
@@ -190,6 +191,34 @@ fn a_released_address_is_held_until_all_members_know() {
     world.pass(COMMITTED + MARGIN);
     world.apply(Command::Expire);
     world.bind(&client(2), ip(100)).unwrap();
+}
+
+#[test]
+fn what_the_client_was_given_since_is_not_given_back() {
+    let mut world = World::new(1);
+    let mut revision = None;
+    for _ in 0..2 {
+        world.bind(&client(1), ip(100)).unwrap();
+        let seen = revision;
+        revision = world.state.lease(ip(100)).map(|record| record.revision);
+        let release = || Command::Release {
+            client: Box::new(client(1)),
+            address: ip(100),
+        };
+        if seen.is_some() {
+            assert_eq!(
+                world.apply_if(seen, release()).result,
+                Err(Rejection::Stale {
+                    current: revision.unwrap()
+                })
+            );
+            world.apply_if(revision, release()).result.unwrap();
+        }
+    }
+    assert_eq!(world.lease(ip(100)).state, LeaseState::Released);
+    // Binaries that take no condition must not read it.
+    let (_, entry) = world.entries.last().unwrap();
+    assert_eq!(entry.needs(), 2);
 }
 
 #[test]

@@ -51,12 +51,16 @@ impl World {
     }
 
     pub fn apply(&mut self, command: Command) -> Outcome {
+        self.apply_if(None, command)
+    }
+
+    pub fn apply_if(&mut self, if_match: Option<Revision>, command: Command) -> Outcome {
         let entry = Entry {
             at: self.now,
             proposals: vec![Proposal {
                 request: RequestId(uuid::Uuid::nil()),
                 actor: Actor("test".to_owned()),
-                if_match: None,
+                if_match,
                 remember: None,
                 command,
             }],
