@@ -196,7 +196,8 @@ impl Cluster {
 
     /// Notes that the client told this node, so long ago, that it has no use for `address` any more.
     pub fn end_promise(&self, address: Ipv4Addr, client: &ClientKey, ago: Duration) {
-        let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+        // A part of a millisecond counts as a whole one: in doubt it was said before.
+        let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX - 1) + 1;
         let when = self.inner.memory.host().boot().saturating_sub(ago);
         self.inner.promises.end(address, client, when);
     }

@@ -7,12 +7,12 @@
 //! until its promise has ended or the client is bound anew. What a node promised in an earlier life it
 //! does not know, and takes the worst for granted. See ADR 18.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use muster_storage::model::{ClientKey, Lease};
-use muster_storage::{Revision, State, Timestamp};
+use muster_storage::model::{ClientKey, Lease, Record};
+use muster_storage::{Command, Revision, State, Timestamp};
 
 use crate::inner::Inner;
 #[cfg(test)]
@@ -21,10 +21,6 @@ use crate::sim::{Mutant, broken};
 #[cfg(test)]
 mod tests;
 
-/// Nodes write what clients give back no later than so long after it was sent, in milliseconds; the
-/// margin of leases comes on top for what their ideas of the time differ by. A packet is dropped
-/// when it has waited for 3.5 s, and its write given up after 5 s.
-const LATE: u64 = 20_000;
 /// For so long what was found last is told to peers, in milliseconds: the leader looks each second.
 const LASTS: u64 = 1000;
 
@@ -55,9 +51,73 @@ impl Moment {
 pub struct Promises {
     /// When this life began, if there were others: promises of those may still hold.
     resumed: Option<u64>,
-    given: Mutex<BTreeMap<Ipv4Addr, Promise>>,
+    given: Mutex<Given>,
     /// What this node vouched for last, and when it found out.
     told: Mutex<Option<(u64, Revision)>>,
+}
+
+#[derive(Default)]
+struct Given {
+    promises: BTreeMap<Ipv4Addr, Promise>,
+    /// Addresses with when they were promised, about in that order: what is to be looked at whether it
+    /// can be forgotten.
+    order: VecDeque<(u64, Ipv4Addr)>,
+}
+
+/// How what was promised stands to what was given back.
+struct Rule<'a> {
+    state: &'a State,
+    now: Moment,
+    /// The margin of leases, in milliseconds.
+    margin: u64,
+}
+
+impl Rule<'_> {
+    /// The latest time at which what was given back before `boot` by the boot clock is written. The
+    /// margin covers what nodes' ideas of the time differ by.
+    fn late(&self, boot: u64) -> Timestamp {
+        let time = self.now.time_at(boot);
+        Timestamp(time.saturating_add(Command::RELEASE_MS + self.margin))
+    }
+
+    fn is_over(&self, promise: &Promise) -> bool {
+        promise.until.saturating_add(self.margin) <= self.now.boot
+    }
+
+    /// Whether the client may have given `lease` back before it was promised it.
+    fn forbids(&self, promise: &Promise, lease: &Record<Lease>) -> bool {
+        lease.object.is_returned()
+            && lease.object.client == promise.client
+            && lease.updated_at <= self.late(promise.given)
+            && !self.is_over(promise)
+    }
+}
+
+impl Given {
+    /// Forgets what is of no consequence any more.
+    fn trim(&mut self, rule: &Rule<'_>) {
+        for _ in 0..self.order.len() {
+            let Some((when, address)) = self.order.pop_front() else {
+                return;
+            };
+            let Some(promise) = self.promises.get(&address) else {
+                continue;
+            };
+            if promise.given != when {
+                continue;
+            }
+            let lease = rule.state.lease(address);
+            if lease.is_some_and(|lease| rule.forbids(promise, lease)) {
+                self.order.push_back((when, address));
+            } else if rule.is_over(promise) || rule.state.time() > rule.late(when) {
+                // What is written from now on was given back after the promise.
+                self.promises.remove(&address);
+            } else {
+                self.order.push_front((when, address));
+                return;
+            }
+        }
+    }
 }
 
 impl Promises {
@@ -70,62 +130,68 @@ impl Promises {
         }
     }
 
-    fn given(&self) -> MutexGuard<'_, BTreeMap<Ipv4Addr, Promise>> {
+    fn given(&self) -> MutexGuard<'_, Given> {
         self.given.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn told(&self) -> MutexGuard<'_, Option<(u64, Revision)>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A client is told that it has `lease` for `secs` more. To be noted in the same read of the state
     /// that said so.
     pub fn give(&self, lease: &Lease, secs: u32, boot: u64) {
+        let until = boot.saturating_add(u64::from(secs) * 1000);
+        let mut given = self.given();
+        let before = given.promises.get(&lease.address);
+        let before = before.filter(|promise| promise.client == lease.client);
         let promise = Promise {
             client: lease.client.clone(),
             given: boot,
-            until: boot.saturating_add(u64::from(secs) * 1000),
+            // An answer that is lost takes back nothing of the one before.
+            until: before.map_or(until, |promise| promise.until.max(until)),
         };
-        self.given().insert(lease.address, promise);
+        given.promises.insert(lease.address, promise);
+        given.order.push_back((boot, lease.address));
     }
 
-    /// The client told this node that it does not hold `address` any more, at `when` by the boot
-    /// clock: what was promised before is over.
+    /// The client told this node that it does not hold `address` any more, before `when` by the boot
+    /// clock: what was promised until then is over.
     pub fn end(&self, address: Ipv4Addr, client: &ClientKey, when: u64) {
         let mut given = self.given();
-        let over = |promise: &Promise| promise.client == *client && promise.given <= when;
-        if given.get(&address).is_some_and(over) {
-            given.remove(&address);
+        let over = |promise: &Promise| promise.client == *client && promise.given < when;
+        if given.promises.get(&address).is_some_and(over) {
+            given.promises.remove(&address);
         }
     }
 
     /// The last revision of which this node knows that no address which was given back up to it is in
     /// the hands of a client by this node's word.
     pub fn vouched(&self, state: &State, now: Moment) -> Revision {
-        let margin = u64::from(state.settings().lease_margin_secs) * 1000;
-        let late = margin.saturating_add(LATE);
-        let unknown = self.resumed.and_then(|boot| {
-            let until = Timestamp(now.time_at(boot).saturating_add(late));
-            let first = state.returned().next();
-            first.filter(|record| record.updated_at <= until)
-        });
-        let mut first = unknown.map(|record| record.revision);
-        self.given().retain(|address, promise| {
-            if promise.until.saturating_add(margin) <= now.boot {
-                return false;
-            }
-            let overtaken = Timestamp(now.time_at(promise.given).saturating_add(late));
-            let returned = state.lease(*address).filter(|record| {
-                record.object.is_returned()
-                    && record.object.client == promise.client
-                    && record.updated_at <= overtaken
-            });
-            let Some(record) = returned else {
-                // What is written from now on was given back after the promise.
-                return state.time() <= overtaken;
-            };
-            let earliest = first.map_or(record.revision, |first| first.min(record.revision));
-            first = Some(earliest);
-            true
-        });
+        let rule = Rule {
+            state,
+            now,
+            margin: u64::from(state.settings().lease_margin_secs) * 1000,
+        };
+        let mut given = self.given();
+        given.trim(&rule);
+        let promised = |lease: &Record<Lease>| {
+            let promise = given.promises.get(&lease.object.address);
+            promise.is_some_and(|promise| rule.forbids(promise, lease))
+        };
+        let unknown = |lease: &Record<Lease>| {
+            let resumed = self.resumed.map(|boot| rule.late(boot));
+            resumed.is_some_and(|late| lease.updated_at <= late)
+        };
+        let first = match given.promises.is_empty() {
+            // Those of an earlier life come first.
+            true => state.returned().next().filter(|lease| unknown(lease)),
+            false => state
+                .returned()
+                .find(|lease| unknown(lease) || promised(lease)),
+        };
         first.map_or(state.revision(), |first| {
-            Revision(first.0.saturating_sub(1))
+            Revision(first.revision.0.saturating_sub(1))
         })
     }
 }
@@ -153,22 +219,13 @@ pub fn vouched(inner: &Inner) -> Revision {
         inner.promises.vouched(state, Moment { time, ..now })
     });
     let vouched = vouched.min(applied);
-    let mut told = inner
-        .promises
-        .told
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    *told = Some((now.boot, vouched));
+    *inner.promises.told() = Some((now.boot, vouched));
     vouched
 }
 
 /// The same, or what was found within the last second: it stays true.
 pub fn vouched_lately(inner: &Inner) -> Revision {
-    let told = *inner
-        .promises
-        .told
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let told = *inner.promises.told();
     let boot = inner.memory.host().boot();
     match told {
         Some((when, vouched)) if boot.saturating_sub(when) < LASTS => vouched,

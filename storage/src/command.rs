@@ -127,6 +127,10 @@ pub enum Command {
         client: Box<Client>,
         /// What.
         address: Ipv4Addr,
+        /// When its node heard of it, by the cluster's time. Refused when the lease was written since,
+        /// or after [`Command::RELEASE_MS`]: the client may have been given it anew. Since schema 2.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sent: Option<Timestamp>,
     },
     /// A client found its address in use (RFC 2131 §4.3.3).
     Decline {
@@ -287,6 +291,10 @@ pub enum Command {
 impl Command {
     /// Commands in one `Many`.
     pub const MANY_MAX: usize = 10_000;
+
+    /// How late a `Release` may be written, in milliseconds: a packet is dropped when it has waited for
+    /// 3.5 s, and its write given up after 5 s.
+    pub const RELEASE_MS: u64 = 20_000;
 
     /// Facts in one `Saw`.
     pub const SEEN_MAX: usize = 256;

@@ -27,8 +27,8 @@ pub const HISTORY: &[(u16, &str, &str)] = &[
     (
         2,
         "2026-11-30",
-        "labels of machines; what is told late of a boot ends the watch of no newer one; a lease is \
-         given back only as its node saw it",
+        "labels of machines; what is told late of a boot ends the watch of no newer one; what \
+         a client gives back is refused when it comes late",
     ),
 ];
 

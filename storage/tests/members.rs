@@ -99,6 +99,7 @@ fn no_address_is_free_early_while_a_removed_member_may_still_confirm_it() {
     let release = Command::Release {
         client: Box::new(client(1)),
         address,
+        sent: None,
     };
     site.run(release);
     site.run(Command::RemoveMember { node: second });
@@ -118,6 +119,7 @@ fn no_address_is_free_early_while_a_removed_member_may_still_confirm_it() {
     let release = Command::Release {
         client: Box::new(client(3)),
         address,
+        sent: None,
     };
     site.run(release);
     assert!(site.state.has_reclaimable(all));

@@ -41,6 +41,7 @@ async fn a_lease_has_a_story() {
     let release = Command::Release {
         client: Box::new(client()),
         address,
+        sent: None,
     };
     api.propose(release).await;
 

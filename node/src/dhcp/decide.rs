@@ -403,6 +403,7 @@ impl Case<'_> {
         self.give_up(address, |client| Command::Release {
             client: Box::new(client),
             address,
+            sent: None,
         })
     }
 

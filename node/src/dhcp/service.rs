@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use dhcproto::v4::MessageType;
 use muster_raft::Cluster;
 use muster_storage::model::{NodeId, Step};
-use muster_storage::{Actor, Command, Outcome, Proposal, RequestId, Revision, State};
+use muster_storage::{Actor, Command, Outcome, Proposal, RequestId, State, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Options;
@@ -389,9 +389,9 @@ impl Service {
         let proposal = Proposal {
             request: RequestId(uuid::Uuid::new_v4()),
             actor: self.actor.clone(),
-            if_match: self.cluster.read(|state| unless_overtaken(state, &command)),
+            if_match: None,
             remember: None,
-            command,
+            command: self.dated(command, exchange.received),
         };
         let commit = self.cluster.propose(proposal);
         let outcome: Outcome = match tokio::time::timeout(COMMIT_TIMEOUT, commit).await {
@@ -424,6 +424,18 @@ impl Service {
                 self.silent(exchange, reason);
             }
         }
+    }
+
+    /// A RELEASE with the time when it was sent: it must not end what its client is given meanwhile.
+    /// Older nodes do not know of that.
+    fn dated(&self, mut command: Command, received: Instant) -> Command {
+        if let Command::Release { sent, .. } = &mut command
+            && self.cluster.read(State::schema) >= 2
+        {
+            let ago = u64::try_from(received.elapsed().as_millis()).unwrap_or(u64::MAX);
+            *sent = Some(Timestamp(self.cluster.now().0.saturating_sub(ago)));
+        }
+        command
     }
 
     /// Counts a packet that is not answered, and remembers why.
@@ -516,17 +528,6 @@ fn boot_step(request: &Request, reply: &Reply) -> Option<Step> {
 fn offered(reply: &Reply, client: Option<ClientHash>) -> Option<Notice> {
     let offer = reply.kind == MessageType::Offer && !reply.yiaddr.is_unspecified();
     Some(Notice::Offered(reply.yiaddr, client.filter(|_| offer)?))
-}
-
-/// A lease is given back as it is now: while this write waits for a leader its client may be bound
-/// anew. Older nodes take no such condition.
-fn unless_overtaken(state: &State, command: &Command) -> Option<Revision> {
-    match command {
-        Command::Release { address, .. } if state.schema() >= 2 => {
-            state.lease(*address).map(|record| record.revision)
-        }
-        _ => None,
-    }
 }
 
 fn exchange_hash(request: &Request) -> ExchangeHash {

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::batch::{BATCH_BYTES, Batches, Limits};
-use super::ticket::{Ticket, Why, encode, settle};
+use super::ticket::{Ticket, Why, encode, give_up_late, settle};
 use crate::clock;
 use crate::inner::Inner;
 use crate::types::EntryBytes;
@@ -69,6 +69,10 @@ pub async fn run(inner: Arc<Inner>, queue: mpsc::Receiver<Ticket>) {
 
 async fn write(inner: &Arc<Inner>, mut tickets: Vec<Ticket>) {
     let at = clock::stamp(inner).await;
+    give_up_late(&mut tickets);
+    if tickets.is_empty() {
+        return;
+    }
     metrics::histogram!("muster_raft_entry_proposals").record(tickets.len() as f64);
     let bytes = match encode(at, &mut tickets) {
         Ok(bytes) => bytes,

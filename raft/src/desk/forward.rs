@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 
 use super::DEADLINE;
 use super::batch::{BATCH_BYTES, Batches, Limits};
-use super::ticket::{PROPOSAL_BYTES_MAX, Ticket, Why, encode, octets, settle};
+use super::ticket::{PROPOSAL_BYTES_MAX, Ticket, Why, encode, give_up_late, octets, settle};
 use crate::inner::Inner;
 use crate::wire::proto;
 
@@ -38,8 +38,7 @@ pub async fn dispatch(inner: Arc<Inner>, queue: mpsc::Receiver<Ticket>) {
         let Some(mut tickets) = batches.next().await else {
             return;
         };
-        // Those who gave up need not be served.
-        tickets.retain(|ticket| !ticket.reply.is_closed());
+        give_up_late(&mut tickets);
         let (leading, leader) = inner.leadership();
         if leading {
             drop(permit);

@@ -5,7 +5,9 @@ use std::io;
 use bytes::Bytes;
 use muster_storage::{Command, Entry, Outcome, Proposal, Timestamp, schema};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use super::DEADLINE;
 use crate::Error;
 
 /// Octets of one proposal: well below what one message of the peer link may hold.
@@ -36,6 +38,7 @@ pub struct Ticket {
     /// Octets of the proposal, encoded.
     pub bytes: usize,
     pub reply: oneshot::Sender<Result<Outcome, Setback>>,
+    since: Instant,
 }
 
 impl Ticket {
@@ -48,8 +51,15 @@ impl Ticket {
             proposal,
             bytes,
             reply,
+            since: Instant::now(),
         };
         (ticket, receiver)
+    }
+
+    /// Whether it has waited here for so long that nobody counts on it, or whoever asked has given up:
+    /// a write that comes much later than it was asked for may meet another world.
+    pub fn is_over(&self) -> bool {
+        self.reply.is_closed() || self.since.elapsed() > DEADLINE
     }
 
     pub fn give_back(self, why: Why) {
@@ -58,6 +68,13 @@ impl Ticket {
             proposal: self.proposal,
             why,
         }));
+    }
+}
+
+/// Gives back those that need not be served any more.
+pub fn give_up_late(tickets: &mut Vec<Ticket>) {
+    for late in tickets.extract_if(.., |ticket| ticket.is_over()) {
+        late.give_back(Why::NotLeader);
     }
 }
 

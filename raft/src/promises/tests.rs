@@ -10,7 +10,7 @@ use muster_storage::{
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{LATE, Moment, Promises};
+use super::{Moment, Promises};
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
@@ -18,6 +18,8 @@ const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
 const LEASE: u32 = 3600;
 /// The margin of leases, in milliseconds.
 const MARGIN: u64 = 10_000;
+/// By how much later than it was sent a release may be written.
+const LATE: u64 = Command::RELEASE_MS + MARGIN;
 
 /// A node's state and clocks, with a lease that is bound. Its boot clock begins with the lease.
 struct Node {
@@ -91,6 +93,7 @@ impl Node {
         self.apply(Command::Release {
             client: Box::new(Self::client()),
             address: ADDRESS,
+            sent: None,
         });
     }
 
@@ -146,7 +149,7 @@ fn a_release_that_was_written_after_a_confirmation_waits_for_its_end() {
 fn one_that_was_written_long_after_is_the_clients_last_word() {
     let mut node = Node::new(false);
     node.confirm();
-    node.pass(LATE + MARGIN + 1);
+    node.pass(LATE + 1);
     node.release();
     assert!(node.vouches());
 }
@@ -155,8 +158,9 @@ fn one_that_was_written_long_after_is_the_clients_last_word() {
 fn a_correction_of_the_time_makes_no_release_older() {
     let mut node = Node::new(false);
     node.confirm();
-    node.time = node.time.plus_secs(600);
-    node.apply(Command::CorrectTime { to: node.time });
+    let to = node.time.plus_secs(600);
+    node.apply(Command::CorrectTime { to });
+    node.time = to;
     node.release();
     assert!(!node.vouches());
 }
@@ -167,7 +171,7 @@ fn a_client_that_tells_this_node_or_is_bound_anew_ends_the_promise() {
     told.pass(5);
     told.confirm();
     told.release();
-    told.end(4);
+    told.end(5);
     assert!(!told.vouches(), "it said so before it was confirmed");
     told.end(6);
     assert!(told.vouches());
@@ -183,13 +187,51 @@ fn a_client_that_tells_this_node_or_is_bound_anew_ends_the_promise() {
 #[test]
 fn what_an_earlier_life_may_have_confirmed_is_not_vouched_for() {
     let mut node = Node::new(true);
-    node.pass(LATE + MARGIN);
+    node.pass(LATE);
     node.release();
     assert!(!node.vouches());
-    node.pass(LATE + MARGIN);
+    node.pass(LATE);
     assert!(!node.vouches());
     node.bind();
     assert!(node.vouches());
     node.release();
     assert!(node.vouches(), "it was given back in this life");
+}
+
+#[test]
+fn a_shorter_promise_takes_nothing_back() {
+    let mut node = Node::new(false);
+    node.confirm();
+    let lease = node.state.lease(ADDRESS).expect("a lease").object.clone();
+    node.promises.give(&lease, 1, node.boot);
+    node.release();
+    node.pass(1000 + MARGIN);
+    assert!(!node.vouches());
+}
+
+#[test]
+fn what_is_of_no_consequence_is_forgotten() {
+    let mut node = Node::new(false);
+    let known = |node: &Node| node.promises.given().promises.len();
+    node.confirm();
+    node.confirm();
+    node.pass(LATE);
+    assert!(node.vouches());
+    assert_eq!(known(&node), 1, "what was given back may come yet");
+    node.pass(1);
+    node.bind();
+    assert!(node.vouches());
+    assert_eq!(known(&node), 0);
+
+    // One that holds an address back is kept until it is over, and hides none behind it.
+    node.confirm();
+    node.release();
+    node.pass(LATE + 1);
+    node.apply(Command::Expire);
+    assert!(!node.vouches());
+    assert_eq!(known(&node), 1);
+    node.pass(u64::from(LEASE) * 1000);
+    assert!(node.vouches());
+    assert_eq!(known(&node), 0);
+    assert!(node.promises.given().order.is_empty());
 }

@@ -374,6 +374,7 @@ impl Work {
                 let command = Command::Release {
                     client: Box::new(client),
                     address: held.address,
+                    sent: Some(life.cluster.now()),
                 };
                 let answer = self.propose(node, life, proposal(who, None, command)).await;
                 self.note(format!(

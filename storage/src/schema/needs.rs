@@ -1,7 +1,7 @@
 //! The smallest schema that can express a value. It is what the value is written down as, so that the
 //! same value always has the same bytes, and so that older binaries read all that does not need more.
 
-use crate::command::{Command, Entry, Proposal};
+use crate::command::{Command, Entry};
 use crate::event::{Change, Subject};
 use crate::model::{Machine, Object};
 use crate::state::Row;
@@ -33,7 +33,7 @@ impl Needs for Object {
 impl Needs for Command {
     fn needs(&self) -> u16 {
         match self {
-            Self::LabelMachine { .. } => 2,
+            Self::LabelMachine { .. } | Self::Release { sent: Some(_), .. } => 2,
             Self::Put { object, .. } => object.needs(),
             Self::Many(commands) => most(commands),
             _ => 1,
@@ -41,18 +41,13 @@ impl Needs for Command {
     }
 }
 
-impl Needs for Proposal {
-    fn needs(&self) -> u16 {
-        match (&self.command, self.if_match) {
-            (Command::Release { .. }, Some(_)) => 2,
-            (command, _) => command.needs(),
-        }
-    }
-}
-
 impl Needs for Entry {
     fn needs(&self) -> u16 {
-        most(&self.proposals)
+        let commands = self
+            .proposals
+            .iter()
+            .map(|proposal| proposal.command.needs());
+        commands.max().unwrap_or(1)
     }
 }
 

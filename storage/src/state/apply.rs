@@ -79,7 +79,11 @@ impl State {
             } => self.expect(*kind, key, *revision),
             Command::Many(commands) => self.execute_many(context, commands),
             Command::Bind(bind) => self.bind(context, bind),
-            Command::Release { client, address } => self.release(context, client, *address),
+            Command::Release {
+                client,
+                address,
+                sent,
+            } => self.release(context, client, *address, *sent),
             Command::Decline { client, address } => self.decline(context, client, *address),
             Command::Quarantine {
                 client,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::offer::Grant;
 use super::row::{Row, RowKey};
 use super::table::{Context, State};
-use crate::command::{Bind, Client, Effect, Rejection};
+use crate::command::{Bind, Client, Command, Effect, Rejection};
 use crate::event::{Action, Subject};
 use crate::model::{
     Lease, LeaseRule, LeaseState, NodeId, Record, Revision, Subnet, SubnetMode, Timestamp,
@@ -129,8 +129,18 @@ impl State {
         context: Context<'_>,
         client: &Client,
         address: Ipv4Addr,
+        sent: Option<Timestamp>,
     ) -> Result<Effect, Rejection> {
-        self.held_by(client, address)?;
+        let record = self.held_by(client, address)?;
+        let late = |sent: Timestamp| {
+            let given_since = record.updated_at > sent;
+            given_since || context.at.0.saturating_sub(sent.0) > Command::RELEASE_MS
+        };
+        if sent.is_some_and(late) {
+            return Err(Rejection::Stale {
+                current: record.revision,
+            });
+        }
         self.give_back(context, address);
         Ok(Effect::Ended(1))
     }

@@ -35,7 +35,7 @@ impl State {
         let current = match command {
             Command::Put { object, .. } => self.revision_of(object.kind(), &object.key()),
             Command::Delete { kind, key } => self.revision_of(*kind, key),
-            Command::EndLease { address } | Command::Release { address, .. } => self
+            Command::EndLease { address } => self
                 .leases
                 .get(address)
                 .map_or_else(Revision::default, |record| record.revision),

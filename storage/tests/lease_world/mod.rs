@@ -51,16 +51,12 @@ impl World {
     }
 
     pub fn apply(&mut self, command: Command) -> Outcome {
-        self.apply_if(None, command)
-    }
-
-    pub fn apply_if(&mut self, if_match: Option<Revision>, command: Command) -> Outcome {
         let entry = Entry {
             at: self.now,
             proposals: vec![Proposal {
                 request: RequestId(uuid::Uuid::nil()),
                 actor: Actor("test".to_owned()),
-                if_match,
+                if_match: None,
                 remember: None,
                 command,
             }],
@@ -107,6 +103,7 @@ impl World {
         self.apply(Command::Release {
             client: Box::new(client.clone()),
             address,
+            sent: None,
         })
     }
 

@@ -72,6 +72,7 @@ impl Service {
         let request = &*exchange.request;
         let copy = self.recent().is_copy(exchange.hash, exchange.received);
         self.note_choice(&sight, exchange.received);
+        self.note_given_back(state, exchange);
         let rank = sight.rank();
         if rank == Some(0) {
             self.tell_of_intruder(state, standing, exchange);
@@ -98,30 +99,32 @@ impl Service {
         }
     }
 
-    /// Notes what a client is promised without a write, and what it gives back: what this node let
-    /// another client have meanwhile would have two holders.
-    fn note_promise(&self, state: &State, exchange: &Exchange, action: &Action) {
-        let request = &*exchange.request;
-        let given_back = match request.kind {
-            MessageType::Release => Some(request.ciaddr),
-            MessageType::Decline => request.client.requested,
-            _ => None,
-        };
-        let record = given_back.and_then(|address| state.lease(address));
-        let lease = record.map(|record| &record.object);
-        if let Some(lease) = lease
-            && let Some(subnet) = state.subnet(&lease.subnet)
-            && let Some(client) = state.client_key(&request.client, subnet)
-        {
-            let ago = exchange.received.elapsed();
-            self.cluster.end_promise(lease.address, &client, ago);
-        }
+    /// Notes what a client is promised without a write: what all nodes let others have must not be it.
+    fn note_promise(&self, state: &State, action: &Action) {
         if let Action::Reply(reply) = action
             && reply.kind == MessageType::Ack
             && let Some(secs) = reply.lease_secs
             && let Some(record) = state.lease(reply.yiaddr)
         {
             self.cluster.promise(&record.object, secs);
+        }
+    }
+
+    /// Notes what a client gives back, whoever writes that: what it was promised before is over.
+    fn note_given_back(&self, state: &State, exchange: &Exchange) {
+        let request = &*exchange.request;
+        let address = match request.kind {
+            MessageType::Release => Some(request.ciaddr),
+            MessageType::Decline => request.client.requested,
+            _ => None,
+        };
+        let lease = address.and_then(|address| state.lease(address));
+        if let Some(lease) = lease.map(|record| &record.object)
+            && let Some(subnet) = state.subnet(&lease.subnet)
+            && let Some(client) = state.client_key(&request.client, subnet)
+        {
+            let ago = exchange.received.elapsed();
+            self.cluster.end_promise(lease.address, &client, ago);
         }
     }
 
@@ -199,7 +202,7 @@ impl Service {
                 view.identifier.unwrap_or(Ipv4Addr::UNSPECIFIED),
             )
         });
-        self.note_promise(sight.state, exchange, &action);
+        self.note_promise(sight.state, &action);
         let looked = Looked {
             action,
             source,
