@@ -326,10 +326,15 @@ impl<'a> Script<'a> {
 
     /// Waits, then reads the script again from each node; if none answers, asks for an address
     /// again and reads the script that comes with it, because all nodes known here may be gone.
+    ///
+    /// An iPXE that was loaded by this one and gave up takes the network card with it (the PXE stack is
+    /// unloaded, and does not come back): only a new start helps, and where the command for that is not
+    /// built in, the firmware's next entry.
     fn again(&mut self, wait_secs: u32) {
         self.line(":wait");
         self.line(&format!("sleep {wait_secs} ||"));
         self.line(":again");
+        self.line("isset ${netX/mac} || goto bare");
         for node in self.nodes {
             let chain = format!(
                 "chain --replace --autofree --timeout {SILENCE_MS} {}/boot.ipxe{} ||",
@@ -344,6 +349,11 @@ impl<'a> Script<'a> {
             "chain --replace --autofree --timeout {SILENCE_MS} ${{filename}} ||"
         ));
         self.line("goto wait");
+        self.line(":bare");
+        self.echo("no network card is left: the machine starts anew");
+        self.line(&format!("sleep {RETRY_SECS} ||"));
+        self.line("reboot ||");
+        self.line("exit 1");
     }
 }
 

@@ -100,12 +100,18 @@ fn check(heading: &Heading, task: &Task, expected: &str) {
 
 const AGAIN: &str = "\
 :again
+isset ${netX/mac} || goto bare
 chain --replace --autofree --timeout 4000 http://10.77.0.1:8091/boot.ipxe?mac=52:54:00:00:00:50 ||
 chain --replace --autofree --timeout 4000 http://10.77.0.2:8091/boot.ipxe?mac=52:54:00:00:00:50 ||
 echo muster: no node answers
 ifconf -c dhcp ||
 chain --replace --autofree --timeout 4000 ${filename} ||
 goto wait
+:bare
+echo muster: no network card is left: the machine starts anew
+sleep 3 ||
+reboot ||
+exit 1
 ";
 
 #[test]
