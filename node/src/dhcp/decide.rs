@@ -258,6 +258,10 @@ struct Case<'a> {
 impl Case<'_> {
     /// RFC 2131 §4.3.1. Writes nothing: the address is decided when it is requested.
     fn discover(&self) -> Action {
+        if self.view.quorum && !(self.view.caught_up || self.view.confirmed) {
+            // What it takes for free may be somebody's: the offer would be lost.
+            return Action::Confirm;
+        }
         let Some(offer) = choice(self.state, self.request, self.view, self.now) else {
             return Action::Silent(Reason::NoAddress);
         };
@@ -361,19 +365,15 @@ impl Case<'_> {
         Action::Silent(Reason::UnknownClient)
     }
 
-    /// Whether an address that was offered to this client was found in use, or went to another. It is
-    /// told so: firmware that took an offer waits a minute for its answer, and does not discover anew
-    /// without one.
+    /// Whether an address that was offered to this client was found in use, went to another, or is kept
+    /// for another that gave it back. It is told so: firmware that took an offer waits a minute for its
+    /// answer, and does not discover anew without one.
     fn was_offered_in_vain(&self, address: Ipv4Addr) -> bool {
         let key = self.state.client_key(&self.request.client, self.subnet);
         self.state.lease(address).is_some_and(|record| {
             let lease = &record.object;
             let own = key.as_ref() == Some(&lease.client);
-            match lease.state {
-                LeaseState::Declined => own,
-                LeaseState::Bound => !own,
-                LeaseState::Released | LeaseState::Expired => false,
-            }
+            !lease.free && (!own || lease.state == LeaseState::Declined)
         })
     }
 

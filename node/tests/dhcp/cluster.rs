@@ -192,15 +192,20 @@ fn without_a_quorum_what_promises_nothing_new_is_served() {
     assert_eq!(world.reply(&newcomer).yiaddr, own);
 }
 
-/// A node that has just started asks a quorum before it confirms from what it has on disk.
+/// A node that has just started asks a quorum before it confirms from what it has on disk, and before
+/// it offers what is free by that.
 #[test]
-fn after_a_start_the_first_confirmations_are_checked() {
+fn after_a_start_the_first_answers_are_checked() {
     let mut world = World::new();
     let own = world.lease(MAC);
     world.caught_up = false;
-    let packet = Packet::renew(MAC, own);
-    assert_eq!(world.decide(&packet), Action::Confirm);
-    assert_eq!(world.reply(&packet).kind, MessageType::Ack);
+    for (packet, answer) in [
+        (Packet::renew(MAC, own), MessageType::Ack),
+        (Packet::discover(OTHER), MessageType::Offer),
+    ] {
+        assert_eq!(world.decide(&packet), Action::Confirm);
+        assert_eq!(world.reply(&packet).kind, answer);
+    }
 }
 
 /// No NAK and no "unknown" before catching up: the lease may be newer than what this node has.
