@@ -1,7 +1,7 @@
 //! The one handle on the cluster.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::Stream;
 use muster_storage::backup::Header;
 use muster_storage::blobs::Blobs;
-use muster_storage::model::{ClientKey, JoinToken, Lease, Member, Sha256};
+use muster_storage::model::{JoinToken, Lease, Member, Sha256};
 use muster_storage::{
     Actor, Command, NodeId, Outcome, Proposal, RequestId, Revision, State, Timestamp,
 };
@@ -194,12 +194,13 @@ impl Cluster {
         self.inner.promises.give(lease, secs, boot);
     }
 
-    /// Notes that the client told this node, so long ago, that it has no use for `address` any more.
-    pub fn end_promise(&self, address: Ipv4Addr, client: &ClientKey, ago: Duration) {
+    /// Notes that the client of `lease` told this node, so long ago, that it has no use for it any more.
+    pub fn end_promise(&self, lease: &Lease, ago: Duration) {
         // A part of a millisecond counts as a whole one: in doubt it was said before.
-        let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+        let ago = ago.saturating_add(1);
         let when = self.inner.memory.host().boot().saturating_sub(ago);
-        self.inner.promises.end(address, client, when);
+        self.inner.promises.end(lease, when);
     }
 
     /// The revision up to which every member has applied all that clients gave back, and vouches that

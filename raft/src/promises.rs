@@ -155,13 +155,13 @@ impl Promises {
         given.order.push_back((boot, lease.address));
     }
 
-    /// The client told this node that it does not hold `address` any more, before `when` by the boot
+    /// The client of `lease` told this node that it does not hold it any more, before `when` by the boot
     /// clock: what was promised until then is over.
-    pub fn end(&self, address: Ipv4Addr, client: &ClientKey, when: u64) {
+    pub fn end(&self, lease: &Lease, when: u64) {
         let mut given = self.given();
-        let over = |promise: &Promise| promise.client == *client && promise.given < when;
-        if given.promises.get(&address).is_some_and(over) {
-            given.promises.remove(&address);
+        let over = |promise: &Promise| promise.client == lease.client && promise.given < when;
+        if given.promises.get(&lease.address).is_some_and(over) {
+            given.promises.remove(&lease.address);
         }
     }
 
@@ -196,14 +196,6 @@ impl Promises {
     }
 }
 
-fn moment(inner: &Inner) -> Option<Moment> {
-    let clock = inner.memory.clock();
-    Some(Moment {
-        time: Timestamp(clock.now()?),
-        boot: inner.memory.host().boot(),
-    })
-}
-
 /// The last revision that this node vouches for; none before it knows what the time is.
 pub fn vouched(inner: &Inner) -> Revision {
     let applied = inner.progress.borrow().revision;
@@ -211,15 +203,16 @@ pub fn vouched(inner: &Inner) -> Revision {
     if broken(inner.memory.host(), Mutant::ForgetPromises) {
         return applied;
     }
-    let Some(now) = moment(inner) else {
+    let Some(time) = inner.memory.clock().now().map(Timestamp) else {
         return Revision::default();
     };
+    let boot = inner.memory.host().boot();
     let vouched = inner.memory.read(|state| {
-        let time = now.time.max(state.time());
-        inner.promises.vouched(state, Moment { time, ..now })
+        let time = time.max(state.time());
+        inner.promises.vouched(state, Moment { time, boot })
     });
     let vouched = vouched.min(applied);
-    *inner.promises.told() = Some((now.boot, vouched));
+    *inner.promises.told() = Some((boot, vouched));
     vouched
 }
 

@@ -416,9 +416,7 @@ impl Case<'_> {
         }
         let holds = self.state.lease(address).is_some_and(|record| {
             let lease = &record.object;
-            let subnet = self.state.subnet(&lease.subnet);
-            let key = subnet.and_then(|it| self.state.client_key(&self.request.client, it));
-            lease.state == LeaseState::Bound && key.as_ref() == Some(&lease.client)
+            lease.state == LeaseState::Bound && self.state.is_of(lease, &self.request.client)
         });
         match (holds, self.view.confirmed) {
             (true, _) => Action::Propose(command(self.request.client.clone())),

@@ -58,7 +58,7 @@ impl Ticket {
 
     /// Whether it has waited here for so long that nobody counts on it, or whoever asked has given up:
     /// a write that comes much later than it was asked for may meet another world.
-    pub fn is_over(&self) -> bool {
+    fn is_over(&self) -> bool {
         self.reply.is_closed() || self.since.elapsed() > DEADLINE
     }
 

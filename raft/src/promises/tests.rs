@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use muster_storage::command::{Bind, Client, PutMode};
-use muster_storage::model::{ClientKey, Mac, Object};
+use muster_storage::model::Object;
 use muster_storage::{
     Actor, Command, Entry, NodeId, Proposal, RequestId, Revision, State, Timestamp,
 };
@@ -11,9 +11,9 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{Moment, Promises};
+use crate::sim::dhcp_client;
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
-const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
 /// Promised seconds.
 const LEASE: u32 = 3600;
 /// The margin of leases, in milliseconds.
@@ -68,17 +68,7 @@ impl Node {
     }
 
     fn client() -> Client {
-        Client {
-            mac: Some(MAC),
-            client_id: None,
-            boots: false,
-            link: vec![Ipv4Addr::new(192, 0, 2, 1)],
-            requested: None,
-            lease_secs: None,
-            hostname: None,
-            relay: None,
-            traits: Default::default(),
-        }
+        dhcp_client(7)
     }
 
     fn bind(&mut self) {
@@ -108,7 +98,8 @@ impl Node {
     }
 
     fn end(&self, when: u64) {
-        self.promises.end(ADDRESS, &ClientKey::Mac(MAC), when);
+        let lease = &self.state.lease(ADDRESS).expect("a lease").object;
+        self.promises.end(lease, when);
     }
 
     fn vouches(&self) -> bool {

@@ -24,3 +24,4 @@ mod world;
 pub use machine::Machine;
 pub use mutant::{Mutant, broken, outcomes_before_commit, trusted_wall};
 pub use net::Wire;
+pub use work::dhcp_client;

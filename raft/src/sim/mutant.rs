@@ -79,12 +79,8 @@ impl Mutant {
 
 /// As [`Mutant::TrustWallClock`]: the time for an entry.
 pub fn trusted_wall(inner: &Inner) -> Option<u64> {
-    match inner.memory.host() {
-        Host::Simulated(machine) if machine.mutant == Some(Mutant::TrustWallClock) => {
-            Some(machine.wall())
-        }
-        _ => None,
-    }
+    let host = inner.memory.host();
+    broken(host, Mutant::TrustWallClock).then(|| host.wall())
 }
 
 /// Whether a node is wrong in this way.
@@ -98,10 +94,7 @@ pub fn broken(host: &Host, by: Mutant) -> bool {
 /// As [`Mutant::AckBeforeCommit`]: what an entry would do if it were committed next. It is still
 /// proposed.
 pub fn outcomes_before_commit(inner: &Arc<Inner>, entry: &Bytes) -> Option<Vec<Outcome>> {
-    let Host::Simulated(machine) = inner.memory.host() else {
-        return None;
-    };
-    if machine.mutant != Some(Mutant::AckBeforeCommit) {
+    if !broken(inner.memory.host(), Mutant::AckBeforeCommit) {
         return None;
     }
     let decoded = schema::decode_entry(entry).ok()?;

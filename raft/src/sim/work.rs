@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use muster_storage::command::{Bind, Client, PutMode};
 use muster_storage::linear::{self, Action, Condition, Operation, Told};
-use muster_storage::model::{ClientKey, Lease, Mac, Object, ObjectKind, Profile, Settings, Subnet};
+use muster_storage::model::{Lease, Mac, Object, ObjectKind, Profile, Settings, Subnet};
 use muster_storage::state::Claim;
 use muster_storage::{
     Actor, Command, Effect, NodeId, Outcome, Proposal, Rejection, Remember, RequestId, Revision,
@@ -98,7 +98,8 @@ pub fn no_margin() -> Command {
     }
 }
 
-fn dhcp_client(host: u64) -> Client {
+/// A machine on the network, by its number.
+pub fn dhcp_client(host: u64) -> Client {
     let [.., a, b] = host.to_be_bytes();
     Client {
         mac: Some(Mac([0x52, 0x54, 0, 0, a, b])),
@@ -367,10 +368,13 @@ impl Work {
             Some(held) if world.chance.once_in(5) => {
                 hosts.remove(&host);
                 world.oracle.gives_up(who, held.address);
-                if let Some(key) = client.mac.map(ClientKey::Mac) {
-                    let cluster = &life.cluster;
-                    cluster.end_promise(held.address, &key, Duration::ZERO);
-                }
+                life.cluster.read(|state| {
+                    let record = state.lease(held.address);
+                    let record = record.filter(|record| state.is_of(&record.object, &client));
+                    if let Some(record) = record {
+                        life.cluster.end_promise(&record.object, Duration::ZERO);
+                    }
+                });
                 let command = Command::Release {
                     client: Box::new(client),
                     address: held.address,

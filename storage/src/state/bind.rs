@@ -249,11 +249,16 @@ impl State {
     fn held_by(&self, client: &Client, address: Ipv4Addr) -> Result<Arc<Record<Lease>>, Rejection> {
         let foreign = Rejection::NotForClient { address };
         let record = self.leases.get(&address).ok_or(foreign.clone())?;
-        let subnet = self.subnet(&record.object.subnet).ok_or(foreign.clone())?;
-        let key = self.client_key(client, subnet);
-        let holds =
-            record.object.state == LeaseState::Bound && key.as_ref() == Some(&record.object.client);
+        let bound = record.object.state == LeaseState::Bound;
+        let holds = bound && self.is_of(&record.object, client);
         holds.then(|| Arc::clone(record)).ok_or(foreign)
+    }
+
+    /// Whether a lease, wherever it stands, is this client's.
+    pub fn is_of(&self, lease: &Lease, client: &Client) -> bool {
+        let subnet = self.subnet(&lease.subnet);
+        let key = subnet.and_then(|subnet| self.client_key(client, subnet));
+        key.as_ref() == Some(&lease.client)
     }
 
     /// Whether the leader has leases, tokens or identifiers to end at `now`.

@@ -120,11 +120,10 @@ impl Service {
         };
         let lease = address.and_then(|address| state.lease(address));
         if let Some(lease) = lease.map(|record| &record.object)
-            && let Some(subnet) = state.subnet(&lease.subnet)
-            && let Some(client) = state.client_key(&request.client, subnet)
+            && state.is_of(lease, &request.client)
         {
             let ago = exchange.received.elapsed();
-            self.cluster.end_promise(lease.address, &client, ago);
+            self.cluster.end_promise(lease, ago);
         }
     }
 
