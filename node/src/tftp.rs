@@ -1,23 +1,25 @@
 //! The boot tree by TFTP (RFC 1350, 2347 to 2349, 7440), for firmware that knows nothing better.
 //!
-//! One server for each address of this node, because a client drops answers that come from another
-//! address than the one it asked. Addresses that come and go, as floating ones do, are followed.
+//! Servers for each address of this node, because a client drops answers that come from another
+//! address than the one it asked: one on each thread, among which the kernel deals the clients out.
+//! Addresses that come and go, as floating ones do, are followed.
 
 mod transfer;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use async_executor::Task;
 use async_tftp::server::TftpServerBuilder;
 use muster_raft::Cluster;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::boot::{self, Tree};
 use transfer::{Active, Handler};
@@ -90,7 +92,7 @@ pub async fn serve(
         port: options.tftp_port,
         active: Active::told_to(cluster.transfers().clone()),
         tree: Tree::new(cluster, &options.loader_dir, options.recorder),
-        worker: Worker::start().map_err(Error::Thread)?,
+        workers: Worker::start_all().map_err(Error::Thread)?,
         running: BTreeMap::new(),
         refused: BTreeSet::new(),
     };
@@ -116,13 +118,16 @@ pub async fn serve(
     Ok(())
 }
 
-/// The servers of all addresses. Dropping them ends their transfers.
+/// The servers of each address, one for each worker.
+type Running = BTreeMap<IpAddr, Vec<AbortOnDropHandle<()>>>;
+
+/// The servers of all addresses. Their transfers end soon after they were dropped.
 struct Servers {
     port: u16,
     tree: Tree,
     active: Active,
-    worker: Worker,
-    running: BTreeMap<IpAddr, Task<()>>,
+    workers: Vec<Worker>,
+    running: Running,
     /// Addresses that could not be listened on: said once.
     refused: BTreeSet<IpAddr>,
 }
@@ -139,8 +144,14 @@ impl Servers {
             }
         };
         present.insert(kept);
-        self.running
-            .retain(|address, server| present.contains(address) && !server.is_finished());
+        let (running, gone) =
+            mem::take(&mut self.running)
+                .into_iter()
+                .partition(|(address, servers)| {
+                    present.contains(address) && !servers.iter().any(AbortOnDropHandle::is_finished)
+                });
+        self.running = running;
+        end(gone).await;
         self.refused.retain(|address| present.contains(address));
         for address in present {
             if self.running.contains_key(&address) {
@@ -159,41 +170,68 @@ impl Servers {
     }
 
     async fn start(&mut self, address: IpAddr) -> io::Result<()> {
-        let handler = Handler::new(self.tree.clone(), self.active.clone());
         let block_max = if address.is_ipv4() {
             BLOCK_MAX_V4
         } else {
             BLOCK_MAX_V6
         };
-        let server = TftpServerBuilder::with_handler(handler)
-            .std_socket(listen(SocketAddr::new(address, self.port))?)
-            .map_err(io::Error::other)?
-            .timeout(RETRY)
-            .max_send_retries(RETRIES_MAX)
-            .block_size_limit(block_max)
-            .window_size_limit(WINDOW_MAX)
-            .build()
-            .await
-            .map_err(io::Error::other)?;
-        let serving = async move {
-            if let Err(error) = server.serve().await {
-                tracing::warn!(%address, %error, "TFTP failed on this address and is started anew");
-            }
-        };
-        self.running.insert(address, self.worker.spawn(serving));
+        let sockets = listen(SocketAddr::new(address, self.port), self.workers.len())?;
+        let mut servers = Vec::new();
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            let handler = Handler::new(self.tree.clone(), self.active.clone());
+            let builder = TftpServerBuilder::with_handler(handler)
+                .timeout(RETRY)
+                .max_send_retries(RETRIES_MAX)
+                .block_size_limit(block_max)
+                .window_size_limit(WINDOW_MAX);
+            let builder = worker.within(|| builder.std_socket(socket));
+            let server = builder.map_err(io::Error::other)?.build().await;
+            let server = server.map_err(io::Error::other)?;
+            servers.push(worker.spawn(async move {
+                if let Err(error) = server.serve().await {
+                    tracing::warn!(%address, %error, "TFTP failed on this address and is started anew");
+                }
+            }));
+        }
+        self.running.insert(address, servers);
         Ok(())
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+/// Ends servers, and waits until they have given their sockets back.
+async fn end(servers: Running) {
+    for server in servers.into_values().flatten() {
+        server.abort();
+        // That it was ended is all that there is to say.
+        let _ = server.await;
+    }
+}
+
+/// Sockets that share an address: what comes from one port of a client comes to the same one.
+///
+/// # Errors
+/// When another program has the port.
+fn listen(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::UdpSocket>> {
+    let mut sockets = Vec::new();
+    for _ in 0..count {
+        let socket = socket_for(address)?;
+        // Who shares has to find others that do: the first is alone, or fails.
+        socket.set_reuse_port(!sockets.is_empty())?;
+        socket.bind(&address.into())?;
+        socket.set_reuse_port(true)?;
+        sockets.push(socket.into());
+    }
+    Ok(sockets)
+}
+
+fn socket_for(address: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    socket.bind(&address.into())?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// All addresses of this node that can be listened on without naming an interface.

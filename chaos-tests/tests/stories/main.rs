@@ -36,6 +36,7 @@ mod replace;
 mod restart;
 mod router;
 mod secrets;
+mod sharing;
 mod trace;
 mod unknown;
 mod upgrade;

@@ -14,6 +14,7 @@ use async_tftp::packet;
 use futures::AsyncRead;
 use futures::io::Sink;
 use muster_raft::Transfers;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
@@ -41,11 +42,18 @@ const PATIENCE_GRUB: Duration = Duration::from_millis(250);
 pub(super) struct Handler {
     tree: Tree,
     active: Active,
+    /// Where requests are opened and rendered: not on the thread that sends.
+    opener: Handle,
 }
 
 impl Handler {
+    /// Opens requests on the runtime that this is called in.
     pub(super) fn new(tree: Tree, active: Active) -> Self {
-        Self { tree, active }
+        Self {
+            tree,
+            active,
+            opener: Handle::current(),
+        }
     }
 }
 
@@ -73,7 +81,7 @@ impl async_tftp::server::Handler for Handler {
             visit: Visit::now(Protocol::Tftp),
         };
         let patience = patience(&path);
-        let mut opening = tokio::spawn(open(self.tree.clone(), client, path));
+        let mut opening = self.opener.spawn(open(self.tree.clone(), client, path));
         let opened = timeout(patience, &mut opening).await;
         let (state, length, fact) = match opened {
             Ok(opened) => {
@@ -83,6 +91,7 @@ impl async_tftp::server::Handler for Handler {
             Err(_) => (State::Opening(opening), None, None),
         };
         let transfer = Transfer {
+            opener: self.opener.clone(),
             state,
             octets: 0,
             result: "cut",
@@ -174,6 +183,8 @@ fn refusal(error: &io::Error) -> packet::Error {
 
 /// What is sent to one client.
 pub(super) struct Transfer {
+    /// Where it was opened: what reading begins, as a connection to a peer, is to outlive this thread.
+    opener: Handle,
     state: State,
     octets: u64,
     result: &'static str,
@@ -188,30 +199,34 @@ enum State {
 
 impl AsyncRead for Transfer {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        let transfer = self.get_mut();
+        let _entered = transfer.opener.enter();
         loop {
-            let polled = match &mut self.state {
+            let polled = match &mut transfer.state {
                 State::Opening(opening) => {
                     let opened = ready!(Pin::new(opening).poll(context));
                     let (reader, _, fact) = settle(opened)?;
-                    self.state = State::Reading(reader);
-                    self.fact = fact;
+                    transfer.state = State::Reading(reader);
+                    transfer.fact = fact;
                     continue;
                 }
                 State::Reading(reader) => ready!(Pin::new(reader).poll_read(context, buffer)),
             };
             match &polled {
                 Ok(0) => {
-                    self.result = "read";
-                    if let Some(fact) = self.fact.take() {
+                    transfer.result = "read";
+                    if let Some(fact) = transfer.fact.take() {
                         fact.sent();
                     }
                 }
-                Ok(length) => self.octets = self.octets.saturating_add(*length as u64),
-                Err(_) => self.result = "failed",
+                Ok(length) => {
+                    transfer.octets = transfer.octets.saturating_add(*length as u64);
+                }
+                Err(_) => transfer.result = "failed",
             }
             return Poll::Ready(polled);
         }
