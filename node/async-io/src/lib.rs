@@ -237,7 +237,10 @@ mod tests {
             drop(server);
             client.send_to(b"2", address).await.unwrap();
         };
-        let (gone, ()) = tokio::join!(ask, leave);
+        let both = async { tokio::join!(ask, leave) };
+        let (gone, ()) = tokio::time::timeout(Duration::from_secs(10), both)
+            .await
+            .unwrap();
         assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
     }
 }
