@@ -154,7 +154,8 @@ const MACHINE: Uuid = Uuid::from_u128(0x11);
 /// after them.
 fn under_way(schema: u16, facts: &[(u64, u64, Step)]) -> usize {
     let mut site = founded(schema);
-    let machine = json!({"uuid": MACHINE, "name": "m1", "macs": ["52:54:00:00:00:50"]});
+    let machine = json!({"uuid": MACHINE, "name": "m1", "macs": ["52:54:00:00:00:50"],
+        "bootenv": "live"});
     site.run(Command::Put {
         object: Object::Machine(serde_json::from_value(machine).expect("a machine")),
         mode: PutMode::Create,
@@ -182,7 +183,7 @@ fn script(boots: &str) -> Step {
 }
 
 #[test]
-fn from_schema_2_on_what_is_told_late_ends_no_newer_boot() {
+fn from_schema_2_on_boots_are_watched_from_their_beginning_and_by_nothing_late() {
     let kernel = || Step::Kernel { path: "k".into() };
     for (why, facts, old, new) in [
         (
@@ -225,6 +226,12 @@ fn from_schema_2_on_what_is_told_late_ends_no_newer_boot() {
             "the next boot",
             vec![(1, 30, kernel()), (2, 40, script("live"))],
             1,
+            1,
+        ),
+        (
+            "no script yet",
+            vec![(1, 10, Step::Loader { name: "l".into() })],
+            0,
             1,
         ),
         // Seconds of days to come.

@@ -29,6 +29,7 @@ mod loaders;
 mod local_disk;
 mod minority;
 mod monitoring;
+mod narrow;
 mod power_cut;
 mod protocol;
 mod race;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::boot::{BootClient, BootTarget};
 use super::install::SKEW_SECS;
 use super::row::{Row, RowKey};
 use super::table::{Context, State};
@@ -104,7 +105,11 @@ impl State {
         let known = self.timelines.get(&machine);
         let mut timeline = known.map_or_else(|| empty(machine), |known| (**known).clone());
         if !self.is_overtaken(&timeline, at, &step) {
-            timeline.under_way = under_way(timeline.under_way.take(), &step, context.at);
+            let before = timeline.under_way.take();
+            timeline.under_way = match self.schema() {
+                ..2 => under_way(before, &step, context.at),
+                _ => self.under_way(machine, before, &step, context.at),
+            };
         }
         let last = timeline.facts.last_mut();
         match last.filter(|last| last.node == node && is_same(&last.step, &step)) {
@@ -139,14 +144,58 @@ impl State {
         }
         let is_script = |step: &Step| matches!(step, Step::Script { .. });
         let is_kernel = |step: &Step| matches!(step, Step::Kernel { .. });
+        let begins = is_script(step) || is_of_firmware(step);
         timeline.facts.iter().any(|fact| {
             let seen = fact.until.unwrap_or(fact.at);
-            match is_script(step) {
+            match begins {
                 true => (is_script(&fact.step) || is_kernel(&fact.step)) && seen > at,
                 // Another node's clock may be a little ahead.
                 false => is_script(&fact.step) && seen > at.plus_secs(SKEW_SECS),
             }
         })
+    }
+
+    /// What is under way after a step, as it is told from schema 2 on: a boot begins with what firmware
+    /// does, and a machine that is held although it is to boot something is waited for.
+    fn under_way(
+        &self,
+        machine: Uuid,
+        before: Option<UnderWay>,
+        step: &Step,
+        now: Timestamp,
+    ) -> Option<UnderWay> {
+        let begun = || {
+            Some(UnderWay {
+                bootenv: self.awaited(machine)?,
+                attempt: None,
+                progress_at: now,
+                stalled: false,
+            })
+        };
+        match step {
+            // Firmware that begins again and again makes no progress, but people who were told may
+            // have made it begin again.
+            _ if is_of_firmware(step) => match before {
+                Some(boot) if boot.stalled => Some(boot.goes_on(now)),
+                before => before.or_else(begun),
+            },
+            Step::Script { boots, .. } if *boots == Settings::hold() => {
+                self.awaited(machine)?;
+                before.or_else(begun)
+            }
+            _ => under_way(before, step, now),
+        }
+    }
+
+    /// The bootenv that a machine is to boot, whether or not it can be booted now.
+    fn awaited(&self, machine: Uuid) -> Option<String> {
+        let machine = self.machine_with_uuid(machine)?;
+        let mac = *machine.macs.first()?;
+        match self.boot_plan(&BootClient { mac }).target {
+            BootTarget::Local => None,
+            BootTarget::Hold { .. } if machine.bootenv == Settings::hold() => None,
+            _ => Some(machine.bootenv.clone()),
+        }
     }
 
     pub(super) fn index_timeline(
@@ -181,6 +230,14 @@ fn empty(machine: Uuid) -> Timeline {
     }
 }
 
+/// Whether it is a step of what comes before the script.
+fn is_of_firmware(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::Offered { .. } | Step::Bound { .. } | Step::Loader { .. }
+    )
+}
+
 /// Whether a step is told by that before it: a script that is read again may be of a later revision.
 fn is_same(last: &Step, step: &Step) -> bool {
     match (last, step) {
@@ -196,8 +253,8 @@ fn is_same(last: &Step, step: &Step) -> bool {
     }
 }
 
-/// What is under way after a step. A boot is under way from its script until its kernel was handed
-/// over, because nobody can see more of it; an install until it has ended.
+/// What is under way after a step. A boot is under way until its kernel was handed over, because nobody
+/// can see more of it, an install until it has ended. As 0.1.0 has it, both begin with their script.
 fn under_way(before: Option<UnderWay>, step: &Step, now: Timestamp) -> Option<UnderWay> {
     match step {
         Step::Script { boots, .. } if *boots == LOCAL || *boots == Settings::hold() => None,

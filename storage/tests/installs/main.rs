@@ -10,6 +10,7 @@ use muster_storage::model::{
     Artifact, Attempt, Bootenv, FACTS_MAX, Install, InstallPhase, Machine, Object, ObjectKind,
     Seen, Settings, Sha256, Status, Step, Timeline, Trouble, Verdict,
 };
+use muster_storage::schema;
 use muster_storage::state::{BootClient, BootTarget};
 use muster_storage::{
     Actor, Command, Effect, Entry, Mac, NodeId, Outcome, Proposal, Rejection, RequestId, Revision,
@@ -37,7 +38,7 @@ struct World {
 }
 
 impl World {
-    /// Machine `m1` on its disk; bootenvs `deb`, which installs, and `live`, which does not.
+    /// At the newest schema: machine `m1` on its disk; bootenvs `deb`, which installs, and `live`, which does not.
     fn new() -> Self {
         let mut world = Self {
             state: State::default(),
@@ -46,6 +47,8 @@ impl World {
             now: Timestamp(1_000_000_000),
             told: Vec::new(),
         };
+        let to = schema::CURRENT;
+        world.propose(Command::RaiseSchema { to }).expect("raised");
         world.put(Object::Artifact(Artifact {
             path: "k".into(),
             sha256: Sha256([1; 32]),

@@ -125,6 +125,93 @@ fn a_boot_that_comes_to_nothing_is_told_of_once() {
     assert_eq!(world.told.len(), 1);
 }
 
+fn loader() -> Step {
+    Step::Loader {
+        name: "snponly.efi".into(),
+    }
+}
+
+fn bound() -> Step {
+    Step::Bound {
+        address: [10, 77, 0, 50].into(),
+    }
+}
+
+#[test]
+fn a_boot_that_comes_to_no_script_is_told_of() {
+    let stalled = |world: &World| world.state.stalled_boots(world.now).count();
+    for (why, bootenv, steps, expected) in [
+        ("its loader stops", "live", vec![bound(), loader()], 1),
+        ("it has an address only", "live", vec![bound()], 1),
+        ("what it boots is not there", "gone", vec![bound()], 1),
+        ("it boots its disk", "local", vec![bound(), loader()], 0),
+        ("it waits", "hold", vec![bound(), script("hold")], 0),
+        ("it is held", "live", vec![bound(), script("hold")], 1),
+        ("it is held for no DHCP", "live", vec![script("hold")], 1),
+        ("no install is ordered", "deb", vec![bound(), loader()], 0),
+        (
+            "it boots",
+            "live",
+            vec![bound(), script("live"), kernel()],
+            0,
+        ),
+    ] {
+        let mut world = World::new();
+        world.put(machine(bootenv));
+        for step in steps {
+            world.saw(A, step);
+        }
+        world.pass(900);
+        assert_eq!(stalled(&world), expected, "{why}");
+    }
+
+    // An install is waited for before its attempt has begun.
+    let mut world = World::new();
+    world.order(3);
+    world.saw(A, bound());
+    world.pass(900);
+    assert_eq!(stalled(&world), 1);
+}
+
+#[test]
+fn firmware_that_begins_again_and_again_makes_no_progress() {
+    let stalled = |world: &World| world.state.stalled_boots(world.now).count();
+    let mut world = World::new();
+    world.put(machine("live"));
+    for _ in 0..10 {
+        assert_eq!(stalled(&world), 0);
+        world.saw(A, bound());
+        world.saw(B, loader());
+        world.pass(90);
+    }
+    assert_eq!(stalled(&world), 1);
+    let (machine, node) = (M1, A);
+    world
+        .propose(Command::BootStalled { machine, node })
+        .unwrap();
+    world.pass(900);
+    assert_eq!(stalled(&world), 0, "it was told");
+    // Power-cycled, it is waited for again.
+    world.saw(A, bound());
+    world.pass(900);
+    assert_eq!(stalled(&world), 1);
+}
+
+#[test]
+fn what_firmware_did_before_is_told_late_and_begins_nothing() {
+    let mut world = World::new();
+    world.put(machine("live"));
+    let before = world.now;
+    world.pass(1);
+    world.saw(A, script("live"));
+    world.saw(A, kernel());
+    for step in [bound(), loader()] {
+        world.saw_at(B, before, step);
+    }
+    world.pass(900);
+    assert_eq!(world.state.stalled_boots(world.now).count(), 0);
+}
+
 #[test]
 fn an_install_is_under_way_until_it_has_ended() {
     let mut world = World::new();
