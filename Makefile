@@ -62,7 +62,7 @@ test-upgrade: setup
 		upgrade::a_cluster_is_upgraded_while_it_serves
 
 # Real firmware in QEMU while the node that it boots from dies at every moment; leaves the table at
-# target/firmware.md. Takes an hour or two: `make test-firmware MATRIX='--modes bios-ipxe --at-once 2'`.
+# target/firmware.md. Takes the better part of an hour: `make test-firmware MATRIX='--modes bios-ipxe --at-once 2'`.
 MATRIX ?=
 test-firmware: setup payload build
 	set -o pipefail; target/bin/muster-chaos boot matrix $(MATRIX) | tee target/firmware.md

@@ -37,6 +37,12 @@ use tokio::sync::Semaphore;
 /// Longest rendered text, in octets: machines fetch it into memory, and it is made in ours.
 pub const OUTPUT_MAX: usize = 4 << 20;
 
+/// Longest template, in octets.
+pub const TEMPLATE_MAX: usize = 1 << 20;
+
+/// Octets of all templates together: all are compiled for whichever is rendered.
+pub const TEMPLATES_MAX: usize = 8 << 20;
+
 /// Numbers that all `range()` calls of one rendering may give. With the depth to which loops may be
 /// nested it bounds how often a loop over them turns.
 pub const RANGE_MAX: u64 = 10_000;

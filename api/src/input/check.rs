@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::options::{self, BadOption};
 use crate::problem::Problem;
-use crate::template::Sources;
+use crate::template::{Sources, TEMPLATE_MAX, TEMPLATES_MAX};
 
 /// Takes out of the state what is needed to check `objects`, which are to be written together; the
 /// returned function checks, and may be called without the state.
@@ -63,6 +63,7 @@ fn check_templates(sources: &Sources, objects: &[Object]) -> Result<(), Problem>
             _ => None,
         })
         .collect();
+    check_sizes(sources, &written)?;
     let set = if written.is_empty() {
         sources.compiled()
     } else {
@@ -117,6 +118,31 @@ fn check_templates(sources: &Sources, objects: &[Object]) -> Result<(), Problem>
         }
     }
     Ok(())
+}
+
+/// Templates that would be more than there is room for would stand in the way of all others.
+fn check_sizes(sources: &Sources, written: &[(&str, &str)]) -> Result<(), Problem> {
+    if let Some((name, contents)) = written.iter().find(|it| it.1.len() > TEMPLATE_MAX) {
+        let length = contents.len();
+        let advice = format!(
+            "template `{name}` has {length} octets, and {TEMPLATE_MAX} at most are taken: \
+             upload what is not a template as an artifact"
+        );
+        return Err(Problem::invalid("contents", advice));
+    }
+    let names = written.iter().map(|(name, _)| *name).collect();
+    let own: usize = written.iter().map(|(_, contents)| contents.len()).sum();
+    match sources.octets_without(&names).saturating_add(own) {
+        ..=TEMPLATES_MAX => Ok(()),
+        _ if written.is_empty() => Ok(()),
+        length => Err(Problem::invalid(
+            "contents",
+            format!(
+                "all templates would have {length} octets together, and {TEMPLATES_MAX} at most \
+                 are taken: delete some that nothing uses"
+            ),
+        )),
+    }
 }
 
 fn check_params(mut declared: BTreeMap<String, Param>, objects: &[Object]) -> Result<(), Problem> {

@@ -185,6 +185,16 @@ impl Sources {
         Self(Arc::new(templates.cloned().collect()))
     }
 
+    /// Octets of all of these that have none of the names.
+    pub(crate) fn octets_without(&self, names: &BTreeSet<&str>) -> usize {
+        let templates = self.0.iter().filter_map(|record| match &record.object {
+            Object::Template(template) => Some(template),
+            _ => None,
+        });
+        let others = templates.filter(|template| !names.contains(template.name.as_str()));
+        others.map(|template| template.contents.len()).sum()
+    }
+
     /// These templates with some written, or taken away where there is no object.
     pub(super) fn with<'a>(
         self,

@@ -407,6 +407,25 @@ async fn what_takes_the_place_of_callbacks_is_refused() {
     assert!(refused.1.contains("files[0].path"), "{}", refused.1);
 }
 
+#[tokio::test]
+async fn templates_leave_room_for_others() {
+    let api = Api::new().await;
+    let put = async |name: &str, octets: usize| {
+        let body = json!({"name": name, "contents": "a".repeat(octets)});
+        api.put(&format!("/api/v1/templates/{name}"), &body).await
+    };
+    let (_, detail) = put("t", (1 << 20) + 1).await.problem(422);
+    assert!(detail.contains("template `t` has 1048577"), "{detail}");
+    for number in 0..8 {
+        put(&format!("t{number}"), 1 << 20).await.expect(201);
+    }
+    let (_, detail) = put("t", 1).await.problem(422);
+    assert!(detail.contains("8388609 octets together"), "{detail}");
+    // One that becomes shorter makes room.
+    put("t3", (1 << 20) - 1).await.expect(200);
+    put("t", 1).await.expect(201);
+}
+
 /// Of a subnet, of a class of it, of a machine.
 #[tokio::test]
 async fn options_can_be_sent() {

@@ -46,6 +46,15 @@ pub struct Loader {
 }
 
 impl Mode {
+    /// Those that come to their system by iPXE, and come up whenever a node dies. GRUB and pxelinux ask
+    /// one server only until they have their configuration.
+    pub const WITH_IPXE: [Self; 4] = [
+        Self::BiosIpxe,
+        Self::BiosUndionly,
+        Self::UefiPxe,
+        Self::UefiHttp,
+    ];
+
     /// For tables.
     pub fn name(self) -> &'static str {
         match self {

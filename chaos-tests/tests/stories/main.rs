@@ -12,6 +12,7 @@ mod disk_faults;
 mod diverged;
 mod drills;
 mod failover;
+mod firmware;
 mod fleet;
 mod foreign;
 mod garbage;

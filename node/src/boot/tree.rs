@@ -489,7 +489,8 @@ fn plan(
         BootTarget::Install { .. } if !own => {
             let line = format!(
                 "an install is ordered, and {} is not an address of this machine: it needs one that \
-                 is leased to it or reserved for it",
+                 is leased to it or reserved for it, or in a subnet of mode proxy where others give \
+                 them out",
                 heading.address
             );
             return Ok(Work::Ready(Task::Readdress { lines: vec![line] }));

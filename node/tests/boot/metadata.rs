@@ -140,12 +140,21 @@ async fn token_is_told_to_the_address_of_the_machine_only() {
 }
 
 #[tokio::test]
-async fn machine_that_has_a_lease_is_asked_for_from_nowhere_else() {
+async fn machine_is_asked_for_from_its_networks_and_with_a_lease_from_nowhere_else() {
     let site = site().await;
-    let elsewhere = json!({"subnet": {"name": "far", "cidr": "10.9.0.0/24",
+    assert!(
+        token(&site).await.is_some(),
+        "others give out all addresses"
+    );
+    let far = json!({"subnet": {"name": "far", "cidr": "10.9.0.0/24",
         "pools": ["10.9.0.5-10.9.0.9"]}});
-    site.apply(&elsewhere.to_string()).await;
-    assert!(token(&site).await.is_some());
+    site.apply(&far.to_string()).await;
+    assert_eq!(token(&site).await, None, "a network that nobody told of");
+    for mode in ["proxy", "reserved-only"] {
+        let near = json!({"subnet": {"name": "near", "cidr": "127.0.0.0/24", "mode": mode}});
+        site.apply(&near.to_string()).await;
+        assert!(token(&site).await.is_some(), "{mode}: others give them out");
+    }
     site.lease_in("10.9.0.5", MAC).await;
     assert_eq!(token(&site).await, None);
 }

@@ -47,8 +47,8 @@ pub struct Fleet {
 /// Which firmware, and when and how the node dies.
 #[derive(Args)]
 pub struct Matrix {
-    /// Firmware
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Mode::value_variants().to_vec())]
+    /// Firmware. GRUB and pxelinux do not come up from every moment, and are left out
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Mode::WITH_IPXE)]
     modes: Vec<Mode>,
     /// When the node dies
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Moment::value_variants().to_vec())]

@@ -11,12 +11,13 @@ use muster_storage::model::{
 };
 
 /// Whether an address is the machine's, as far as this cluster gives out addresses: it is leased
-/// to the machine, or was until the machine got no other, or is kept for it. Of an address that is not
-/// of a network that this cluster leases from, others have to know; so has nobody of a machine
-/// that has an address of this cluster.
+/// to the machine, or was until the machine got no other, or is kept for it. Of an address in a network
+/// where others give them out, they have to know; so has nobody of a machine that has an address of
+/// this cluster.
 pub fn is_of(state: &State, machine: &Machine, address: IpAddr) -> bool {
     let IpAddr::V4(address) = address.to_canonical() else {
-        return !is_addressed(state, machine) && !is_link_local(address);
+        let others = !is_link_local(address) && are_given_by_others(state, None);
+        return others && !is_addressed(state, machine);
     };
     let lease = state.lease(address).map(|record| &record.object);
     match lease.map(|lease| (lease.state, is_held(lease, machine))) {
@@ -32,7 +33,7 @@ pub fn is_of(state: &State, machine: &Machine, address: IpAddr) -> bool {
     if let Some(Object::Reservation(kept)) = kept.map(|record| &record.object) {
         return is_for(kept, machine);
     }
-    !is_leased_from(state, address) && !is_addressed(state, machine)
+    are_given_by_others(state, Some(address)) && !is_addressed(state, machine)
 }
 
 /// Such addresses everybody takes by himself (RFC 4291 §2.5.6).
@@ -53,12 +54,22 @@ fn is_addressed(state: &State, machine: &Machine) -> bool {
     state.bound_leases(machine).next().is_some()
 }
 
-/// Whether this cluster gives the addresses of this network to everybody. Where it has some for few,
-/// others give out the rest.
-fn is_leased_from(state: &State, address: Ipv4Addr) -> bool {
-    let mut subnets = state.objects_after(ObjectKind::Subnet, None);
-    subnets.any(|record| match &record.object {
-        Object::Subnet(subnet) => subnet.mode == SubnetMode::Full && subnet.cidr.contains(&address),
-        _ => false,
-    })
+/// Whether others give out the addresses of the network that this one is in. A subnet of this cluster
+/// says so, in which it has none to give or some for few. Of a network without a subnet it is so where
+/// this cluster gives out none anywhere; else nobody is to come from there.
+fn are_given_by_others(state: &State, address: Option<Ipv4Addr>) -> bool {
+    let (mut by_others, mut by_us) = (false, false);
+    for record in state.objects_after(ObjectKind::Subnet, None) {
+        let Object::Subnet(subnet) = &record.object else {
+            continue;
+        };
+        let is_here = address.is_some_and(|address| subnet.cidr.contains(&address));
+        match (subnet.mode, is_here) {
+            (SubnetMode::Full, true) => return false,
+            (SubnetMode::Full, false) => by_us = true,
+            (SubnetMode::Proxy | SubnetMode::ReservedOnly, _) => by_others |= is_here,
+            (SubnetMode::Off, _) => {}
+        }
+    }
+    by_others || !by_us
 }
