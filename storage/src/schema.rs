@@ -27,7 +27,7 @@ pub const HISTORY: &[(u16, &str, &str)] = &[
     (
         2,
         "2026-11-30",
-        "labels of machines; a boot is watched from its firmware's first packet on, and what is \
+        "labels of machines; a boot is watched from its firmware's first offer on, and what is \
          told late ends the watch of no newer one; what a client gives back is refused when it \
          comes late",
     ),

@@ -174,6 +174,12 @@ fn under_way(schema: u16, facts: &[(u64, u64, Step)]) -> usize {
     site.state.stalled_boots(far).count()
 }
 
+fn bound() -> Step {
+    Step::Bound {
+        address: [10, 77, 0, 50].into(),
+    }
+}
+
 fn script(boots: &str) -> Step {
     Step::Script {
         boots: boots.into(),
@@ -228,12 +234,7 @@ fn from_schema_2_on_boots_are_watched_from_their_beginning_and_by_nothing_late()
             1,
             1,
         ),
-        (
-            "no script yet",
-            vec![(1, 10, Step::Loader { name: "l".into() })],
-            0,
-            1,
-        ),
+        ("no script yet", vec![(1, 1 << 30, bound())], 0, 1),
         // Seconds of days to come.
         (
             "a clock that was wrong",

@@ -120,29 +120,35 @@ fn check_templates(sources: &Sources, objects: &[Object]) -> Result<(), Problem>
     Ok(())
 }
 
-/// Templates that would be more than there is room for would stand in the way of all others.
+/// Templates that would be more than there is room for would stand in the way of all others. What was
+/// longer before there was a limit may stay, and become shorter.
 fn check_sizes(sources: &Sources, written: &[(&str, &str)]) -> Result<(), Problem> {
-    if let Some((name, contents)) = written.iter().find(|it| it.1.len() > TEMPLATE_MAX) {
+    if written.is_empty() {
+        return Ok(());
+    }
+    let before = sources.lengths();
+    let mut after = before.clone();
+    for (name, contents) in written {
         let length = contents.len();
+        after.insert(*name, length);
+        if length > TEMPLATE_MAX.max(before.get(name).copied().unwrap_or(0)) {
+            let advice = format!(
+                "template `{name}` has {length} octets, and {TEMPLATE_MAX} at most are taken: \
+                 upload what is not a template as an artifact"
+            );
+            return Err(Problem::invalid("contents", advice));
+        }
+    }
+    let sum = |lengths: &BTreeMap<&str, usize>| lengths.values().sum::<usize>();
+    let length = sum(&after);
+    if length > TEMPLATES_MAX.max(sum(&before)) {
         let advice = format!(
-            "template `{name}` has {length} octets, and {TEMPLATE_MAX} at most are taken: \
-             upload what is not a template as an artifact"
+            "all templates would have {length} octets together, and {TEMPLATES_MAX} at most are \
+             taken: delete some that nothing uses"
         );
         return Err(Problem::invalid("contents", advice));
     }
-    let names = written.iter().map(|(name, _)| *name).collect();
-    let own: usize = written.iter().map(|(_, contents)| contents.len()).sum();
-    match sources.octets_without(&names).saturating_add(own) {
-        ..=TEMPLATES_MAX => Ok(()),
-        _ if written.is_empty() => Ok(()),
-        length => Err(Problem::invalid(
-            "contents",
-            format!(
-                "all templates would have {length} octets together, and {TEMPLATES_MAX} at most \
-                 are taken: delete some that nothing uses"
-            ),
-        )),
-    }
+    Ok(())
 }
 
 fn check_params(mut declared: BTreeMap<String, Param>, objects: &[Object]) -> Result<(), Problem> {

@@ -185,14 +185,10 @@ impl Sources {
         Self(Arc::new(templates.cloned().collect()))
     }
 
-    /// Octets of all of these that have none of the names.
-    pub(crate) fn octets_without(&self, names: &BTreeSet<&str>) -> usize {
-        let templates = self.0.iter().filter_map(|record| match &record.object {
-            Object::Template(template) => Some(template),
-            _ => None,
-        });
-        let others = templates.filter(|template| !names.contains(template.name.as_str()));
-        others.map(|template| template.contents.len()).sum()
+    /// How long each is, in octets.
+    pub(crate) fn lengths(&self) -> BTreeMap<&str, usize> {
+        let texts = self.texts();
+        texts.map(|(name, text)| (name, text.len())).collect()
     }
 
     /// These templates with some written, or taken away where there is no object.

@@ -19,7 +19,8 @@ const CASES: [(Mode, Moment, Blow); 4] = [
 fn firmware_comes_up_when_its_node_dies() -> Result<()> {
     let _turn = machines();
     let cases = CASES.map(|(mode, moment, blow)| Case { mode, moment, blow });
-    let ended = matrix::run(&cases, 2, BOOT, &|ended| println!("{ended}"))?;
+    // Two at a time, each beside three nodes.
+    let ended = matrix::run(&cases, 2, 2 * BOOT, &|ended| println!("{ended}"))?;
     ensure!(ended.len() == CASES.len(), "{} boots ended", ended.len());
     for one in &ended {
         ensure!(one.up.is_some(), "{one}");

@@ -56,6 +56,10 @@ fn a_loader_comes_through_a_narrow_link() -> Result<()> {
             .inside(|| tftp::read(BEHIND, node.address(), "undionly.kpxe", &MANNER))
             .context("the loader")?;
         ensure!(loader.len() > 10_000, "{} octets", loader.len());
+        let way = node
+            .host()
+            .run("ip", &["route", "get", &BEHIND.to_string()])?;
+        ensure!(way.contains("mtu 1400"), "the router said nothing: {way}");
         Ok(())
     })
 }

@@ -150,7 +150,7 @@ async fn machine_is_asked_for_from_its_networks_and_with_a_lease_from_nowhere_el
         "pools": ["10.9.0.5-10.9.0.9"]}});
     site.apply(&far.to_string()).await;
     assert_eq!(token(&site).await, None, "a network that nobody told of");
-    for mode in ["proxy", "reserved-only"] {
+    for mode in ["proxy", "reserved-only", "off"] {
         let near = json!({"subnet": {"name": "near", "cidr": "127.0.0.0/24", "mode": mode}});
         site.apply(&near.to_string()).await;
         assert!(token(&site).await.is_some(), "{mode}: others give them out");

@@ -66,6 +66,14 @@ impl State {
             .timeline(machine)
             .and_then(|timeline| timeline.under_way.clone());
         if let Some(boot) = under_way.filter(|_| due) {
+            if self.schema() >= 2 && boot.attempt.is_none() {
+                let awaited = self.awaited(machine);
+                if awaited.as_ref() != Some(&boot.bootenv) {
+                    // It is to boot something else by now, and may not have been on since.
+                    self.forget_boot(machine);
+                    return Ok(Effect::Done);
+                }
+            }
             self.note(context, machine, None, Step::Stalled);
             let trouble = Trouble::BootStalled {
                 machine,
@@ -76,6 +84,18 @@ impl State {
             self.changed(context, Action::Created, subject);
         }
         Ok(Effect::Done)
+    }
+
+    /// Ends the watch of a boot, without a fact.
+    fn forget_boot(&mut self, machine: Uuid) {
+        if let Some(known) = self.timelines.get(&machine) {
+            let timeline = Timeline {
+                under_way: None,
+                ..(**known).clone()
+            };
+            let row = Row::Timeline(Arc::new(timeline));
+            self.put(RowKey::Timeline(machine), Some(row));
+        }
     }
 
     /// Notes a fact that a command brings about.
@@ -105,10 +125,9 @@ impl State {
         let known = self.timelines.get(&machine);
         let mut timeline = known.map_or_else(|| empty(machine), |known| (**known).clone());
         if !self.is_overtaken(&timeline, at, &step) {
-            let before = timeline.under_way.take();
             timeline.under_way = match self.schema() {
-                ..2 => under_way(before, &step, context.at),
-                _ => self.under_way(machine, before, &step, context.at),
+                ..2 => under_way(timeline.under_way.take(), &step, context.at),
+                _ => self.under_way(&mut timeline, at, &step, context.at),
             };
         }
         let last = timeline.facts.last_mut();
@@ -144,44 +163,68 @@ impl State {
         }
         let is_script = |step: &Step| matches!(step, Step::Script { .. });
         let is_kernel = |step: &Step| matches!(step, Step::Kernel { .. });
-        let begins = is_script(step) || is_of_firmware(step);
         timeline.facts.iter().any(|fact| {
             let seen = fact.until.unwrap_or(fact.at);
-            match begins {
-                true => (is_script(&fact.step) || is_kernel(&fact.step)) && seen > at,
+            let begins = is_script(&fact.step) || is_kernel(&fact.step);
+            match step {
+                Step::Script { .. } => begins && seen > at,
+                // Another node's clock may be a little behind, and no machine is as fast.
+                _ if is_of_firmware(step) => begins && seen.plus_secs(SKEW_SECS) > at,
                 // Another node's clock may be a little ahead.
-                false => is_script(&fact.step) && seen > at.plus_secs(SKEW_SECS),
+                _ => is_script(&fact.step) && seen > at.plus_secs(SKEW_SECS),
             }
         })
     }
 
-    /// What is under way after a step, as it is told from schema 2 on: a boot begins with what firmware
-    /// does, and a machine that is held although it is to boot something is waited for.
+    /// What is under way after a step that was seen at a time, as it is told from schema 2 on: a boot
+    /// begins with what firmware is given, and a machine that is held although it is to boot something is
+    /// waited for.
     fn under_way(
         &self,
-        machine: Uuid,
-        before: Option<UnderWay>,
+        timeline: &mut Timeline,
+        at: Timestamp,
         step: &Step,
         now: Timestamp,
     ) -> Option<UnderWay> {
-        let begun = || {
-            Some(UnderWay {
-                bootenv: self.awaited(machine)?,
-                attempt: None,
-                progress_at: now,
-                stalled: false,
-            })
+        let before = timeline.under_way.take();
+        let awaited = || self.awaited(timeline.machine);
+        // What is told so late that people would be told at once is over, one way or the other.
+        let is_late = at.plus_secs(self.settings().boot_stall_secs.into()) <= now;
+        let begun = |bootenv| UnderWay {
+            bootenv,
+            attempt: None,
+            progress_at: at,
+            stalled: false,
         };
+        let is_hold = |boots: &str| boots == Settings::hold();
         match step {
             // Firmware that begins again and again makes no progress, but people who were told may
             // have made it begin again.
-            _ if is_of_firmware(step) => match before {
-                Some(boot) if boot.stalled => Some(boot.goes_on(now)),
-                before => before.or_else(begun),
-            },
-            Step::Script { boots, .. } if *boots == Settings::hold() => {
-                self.awaited(machine)?;
-                before.or_else(begun)
+            _ if is_of_firmware(step) => {
+                let bootenv = awaited()?;
+                match before.filter(|boot| boot.attempt.is_some() || boot.bootenv == bootenv) {
+                    Some(boot) if boot.stalled => Some(boot.goes_on(now)),
+                    Some(boot) => Some(boot),
+                    // Whose loader it is may be a guess.
+                    None if is_late || matches!(step, Step::Loader { .. }) => None,
+                    None => Some(begun(bootenv)),
+                }
+            }
+            Step::Script { boots, .. } if is_hold(boots) => {
+                let bootenv = awaited()?;
+                before.or_else(|| Some(begun(bootenv)).filter(|_| !is_late))
+            }
+            Step::Script { .. } => {
+                let last = timeline
+                    .facts
+                    .iter()
+                    .rev()
+                    .find_map(|fact| match &fact.step {
+                        Step::Script { boots, .. } => Some(is_hold(boots)),
+                        _ => None,
+                    });
+                // What it was held for is over.
+                under_way(before.filter(|_| last != Some(true)), step, now)
             }
             _ => under_way(before, step, now),
         }

@@ -91,6 +91,7 @@ fn a_boot_that_comes_to_nothing_is_told_of_once() {
         world.pass(STALL);
         assert_eq!(stalled(&world), 0, "{boots}");
     }
+    world.put(machine("live"));
     world.saw(A, script("live"));
     world.pass(STALL - 1);
     assert_eq!(stalled(&world), 0);
@@ -198,6 +199,64 @@ fn firmware_that_begins_again_and_again_makes_no_progress() {
 }
 
 #[test]
+fn what_a_machine_is_held_for_is_another_matter_than_its_boot() {
+    let mut world = World::new();
+    world.put(machine("live"));
+    world.saw(A, bound());
+    world.saw(A, script("hold"));
+    world.pass(900);
+    let (machine, node) = (M1, A);
+    world
+        .propose(Command::BootStalled { machine, node })
+        .unwrap();
+    assert_eq!(world.told, ["boot_stalled"]);
+    // What was missing is there.
+    world.saw(A, script("live"));
+    world.pass(899);
+    assert_eq!(world.state.stalled_boots(world.now).count(), 0);
+    world.pass(1);
+    assert_eq!(world.state.stalled_boots(world.now).count(), 1);
+}
+
+#[test]
+fn a_machine_that_is_to_boot_something_else_by_now_is_not_waited_for() {
+    let stalled = |world: &World| world.state.stalled_boots(world.now).count();
+    let tell = |world: &mut World| {
+        let (machine, node) = (M1, A);
+        world
+            .propose(Command::BootStalled { machine, node })
+            .unwrap();
+    };
+    // It is off.
+    let mut world = World::new();
+    world.put(machine("live"));
+    world.saw(A, bound());
+    world.put(machine("local"));
+    world.pass(900);
+    tell(&mut world);
+    assert_eq!(stalled(&world), 0, "nobody proposes it again");
+    assert!(world.told.is_empty());
+    // It boots its disk, of which no more is seen.
+    world.put(machine("live"));
+    world.saw(A, bound());
+    world.put(machine("local"));
+    world.saw(A, bound());
+    world.pass(900);
+    assert_eq!(stalled(&world), 0);
+    // It boots something else.
+    world.put(machine("live"));
+    world.saw(A, bound());
+    world.pass(600);
+    world.put(machine("gone"));
+    world.saw(A, bound());
+    world.pass(600);
+    assert_eq!(stalled(&world), 0);
+    world.pass(300);
+    tell(&mut world);
+    assert_eq!(world.told, ["boot_stalled"]);
+}
+
+#[test]
 fn what_firmware_did_before_is_told_late_and_begins_nothing() {
     let mut world = World::new();
     world.put(machine("live"));
@@ -209,6 +268,13 @@ fn what_firmware_did_before_is_told_late_and_begins_nothing() {
         world.saw_at(B, before, step);
     }
     world.pass(900);
+    assert_eq!(world.state.stalled_boots(world.now).count(), 0);
+    // So long after, it is known to nobody what became of it.
+    let mut world = World::new();
+    world.put(machine("live"));
+    let before = world.now;
+    world.pass(900);
+    world.saw_at(B, before, bound());
     assert_eq!(world.state.stalled_boots(world.now).count(), 0);
 }
 

@@ -67,8 +67,9 @@ fn are_given_by_others(state: &State, address: Option<Ipv4Addr>) -> bool {
         match (subnet.mode, is_here) {
             (SubnetMode::Full, true) => return false,
             (SubnetMode::Full, false) => by_us = true,
-            (SubnetMode::Proxy | SubnetMode::ReservedOnly, _) => by_others |= is_here,
-            (SubnetMode::Off, _) => {}
+            (SubnetMode::Proxy | SubnetMode::ReservedOnly | SubnetMode::Off, _) => {
+                by_others |= is_here;
+            }
         }
     }
     by_others || !by_us
