@@ -31,6 +31,17 @@ pub struct Manner {
     pub hears_refusals: bool,
 }
 
+impl Manner {
+    /// More patient than any firmware, for what is not about time-outs; blocks fill an Ethernet frame.
+    pub const PATIENT: Self = Self {
+        block: 1468,
+        window: 1,
+        probes: false,
+        waits: &[Duration::from_secs(4); 8],
+        hears_refusals: true,
+    };
+}
+
 /// Reads a file whole.
 pub fn read(from: Ipv4Addr, server: Ipv4Addr, path: &str, manner: &Manner) -> Result<Vec<u8>> {
     if manner.probes {

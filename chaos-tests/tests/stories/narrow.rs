@@ -1,11 +1,10 @@
 //! Machines behind a link that is narrower than Ethernet, as a tunnel to another site is.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use muster_chaos::cluster::Cluster;
-use muster_chaos::fleet::tftp;
+use muster_chaos::fleet::tftp::{self, Manner};
 
 use crate::tell;
 
@@ -14,16 +13,8 @@ const BEHIND: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 /// The network behind the router, and the router's own address in it.
 const NARROW: [&str; 2] = ["10.78.0.0/24", "10.78.0.1"];
 
-/// Asks for blocks that fill an Ethernet frame, which is more than the link takes at a time.
-const MANNER: tftp::Manner = tftp::Manner {
-    block: 1468,
-    window: 1,
-    probes: false,
-    waits: &[Duration::from_secs(4); 8],
-    hears_refusals: true,
-};
-
-/// The first block is lost, and its router says why; sent again, it arrives in parts.
+/// Blocks fill an Ethernet frame, which is more than the link takes at a time. The first is lost, and its
+/// router says why; sent again, it arrives in parts.
 #[test]
 fn a_loader_comes_through_a_narrow_link() -> Result<()> {
     let cluster = Cluster::found(1)?;
@@ -53,7 +44,7 @@ fn a_loader_comes_through_a_narrow_link() -> Result<()> {
             .run("ip", &["route", "add", network, "via", &via])?;
 
         let loader = behind
-            .inside(|| tftp::read(BEHIND, node.address(), "undionly.kpxe", &MANNER))
+            .inside(|| tftp::read(BEHIND, node.address(), "undionly.kpxe", &Manner::PATIENT))
             .context("the loader")?;
         ensure!(loader.len() > 10_000, "{} octets", loader.len());
         let way = node

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use muster_chaos::cluster::Cluster;
 use muster_chaos::content;
-use muster_chaos::fleet::{http, tftp};
+use muster_chaos::fleet::http;
+use muster_chaos::fleet::tftp::{self, Manner};
 use muster_chaos::lab::wait_until;
 
 use crate::{MAC, PATIENCE, curl, tell};
@@ -27,14 +28,7 @@ const ENOUGH: usize = 10;
 /// How much more the luckiest of those who ask alike may have come to than the unluckiest.
 const LUCK: usize = 8;
 
-/// Firmware that is more patient than any: nothing is given up for a slow host.
-const TFTP: tftp::Manner = tftp::Manner {
-    block: 1468,
-    window: 1,
-    probes: false,
-    waits: &[Duration::from_secs(4); 8],
-    hears_refusals: true,
-};
+/// As patient: nothing is given up for a slow host.
 const HTTP: http::Patience = http::Patience {
     connect: Duration::from_secs(30),
     silence: Duration::from_secs(30),
@@ -65,8 +59,9 @@ fn nobody_starves_while_many_fetch_at_once() -> Result<()> {
         let by_http = Crowd::new(BY_HTTP);
         let by_tftp = Crowd::new(BY_TFTP);
         let fetch_large = || Ok(http::get(at, &large, HTTP)?.len() == LARGE);
-        let fetch_small =
-            || Ok(tftp::read(at, server, "artifacts/share/small", &TFTP)?.len() == SMALL);
+        let fetch_small = || {
+            Ok(tftp::read(at, server, "artifacts/share/small", &Manner::PATIENT)?.len() == SMALL)
+        };
         std::thread::scope(|scope| {
             let running = [
                 scope.spawn(|| crowd.inside(|| by_http.run(fetch_large))),

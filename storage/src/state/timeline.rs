@@ -65,24 +65,22 @@ impl State {
         let under_way = self
             .timeline(machine)
             .and_then(|timeline| timeline.under_way.clone());
-        if let Some(boot) = under_way.filter(|_| due) {
-            if self.schema() >= 2 && boot.attempt.is_none() {
-                let awaited = self.awaited(machine);
-                if awaited.as_ref() != Some(&boot.bootenv) {
-                    // It is to boot something else by now, and may not have been on since.
-                    self.forget_boot(machine);
-                    return Ok(Effect::Done);
-                }
-            }
-            self.note(context, machine, None, Step::Stalled);
-            let trouble = Trouble::BootStalled {
-                machine,
-                bootenv: boot.bootenv,
-                since: boot.progress_at,
-            };
-            let subject = Subject::Alert(Alert { node, trouble });
-            self.changed(context, Action::Created, subject);
+        let Some(boot) = under_way.filter(|_| due) else {
+            return Ok(Effect::Done);
+        };
+        if self.schema() >= 2 && !boot.is_of(self.awaited(machine).as_deref()) {
+            // It is to boot something else by now, and may not have been on since.
+            self.forget_boot(machine);
+            return Ok(Effect::Done);
         }
+        self.note(context, machine, None, Step::Stalled);
+        let trouble = Trouble::BootStalled {
+            machine,
+            bootenv: boot.bootenv,
+            since: boot.progress_at,
+        };
+        let subject = Subject::Alert(Alert { node, trouble });
+        self.changed(context, Action::Created, subject);
         Ok(Effect::Done)
     }
 
@@ -125,9 +123,10 @@ impl State {
         let known = self.timelines.get(&machine);
         let mut timeline = known.map_or_else(|| empty(machine), |known| (**known).clone());
         if !self.is_overtaken(&timeline, at, &step) {
+            let before = timeline.under_way.take();
             timeline.under_way = match self.schema() {
-                ..2 => under_way(timeline.under_way.take(), &step, context.at),
-                _ => self.under_way(&mut timeline, at, &step, context.at),
+                ..2 => under_way(before, &step, context.at),
+                _ => self.under_way(&timeline, before, at, &step, context.at),
             };
         }
         let last = timeline.facts.last_mut();
@@ -176,17 +175,17 @@ impl State {
         })
     }
 
-    /// What is under way after a step that was seen at a time, as it is told from schema 2 on: a boot
+    /// What is under way after what was before and a step that was seen at a time, as it is told from schema 2 on: a boot
     /// begins with what firmware is given, and a machine that is held although it is to boot something is
     /// waited for.
     fn under_way(
         &self,
-        timeline: &mut Timeline,
+        timeline: &Timeline,
+        before: Option<UnderWay>,
         at: Timestamp,
         step: &Step,
         now: Timestamp,
     ) -> Option<UnderWay> {
-        let before = timeline.under_way.take();
         let awaited = || self.awaited(timeline.machine);
         // What is told so late that people would be told at once is over, one way or the other.
         let is_late = at.plus_secs(self.settings().boot_stall_secs.into()) <= now;
@@ -202,7 +201,7 @@ impl State {
             // have made it begin again.
             _ if is_of_firmware(step) => {
                 let bootenv = awaited()?;
-                match before.filter(|boot| boot.attempt.is_some() || boot.bootenv == bootenv) {
+                match before.filter(|boot| boot.is_of(Some(&bootenv))) {
                     Some(boot) if boot.stalled => Some(boot.goes_on(now)),
                     Some(boot) => Some(boot),
                     // Whose loader it is may be a guess.
@@ -328,6 +327,11 @@ fn under_way(before: Option<UnderWay>, step: &Step, now: Timestamp) -> Option<Un
 }
 
 impl UnderWay {
+    /// Whether it is still meant, of a machine that is to boot `awaited`. An attempt is until it has ended.
+    fn is_of(&self, awaited: Option<&str>) -> bool {
+        self.attempt.is_some() || awaited == Some(self.bootenv.as_str())
+    }
+
     fn goes_on(self, now: Timestamp) -> Self {
         Self {
             progress_at: now,

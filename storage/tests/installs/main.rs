@@ -38,7 +38,8 @@ struct World {
 }
 
 impl World {
-    /// At the newest schema: machine `m1` on its disk; bootenvs `deb`, which installs, and `live`, which does not.
+    /// At the newest schema: machine `m1` on its disk; bootenvs `deb`, which installs, and `live`,
+    /// which does not.
     fn new() -> Self {
         let mut world = Self {
             state: State::default(),
@@ -140,6 +141,18 @@ impl World {
         let machine = M1;
         let seen = vec![Seen { machine, at, step }];
         self.propose(Command::Saw { node, seen }).expect("noted");
+    }
+
+    /// Boots that people are to be told of.
+    fn stalled(&self) -> usize {
+        self.state.stalled_boots(self.now).count()
+    }
+
+    /// A node found that the boot of `m1` has stalled.
+    fn tell_stalled(&mut self, node: NodeId) {
+        let machine = M1;
+        self.propose(Command::BootStalled { machine, node })
+            .expect("told");
     }
 
     /// A boot up to its kernel: the number of the attempt, 0 when it boots its disk.

@@ -77,52 +77,40 @@ fn script(boots: &str) -> Step {
 #[test]
 fn a_boot_that_comes_to_nothing_is_told_of_once() {
     const STALL: u64 = 900;
-    let stalled = |world: &World| world.state.stalled_boots(world.now).count();
-    let tell = |world: &mut World| {
-        let (machine, node) = (M1, A);
-        world
-            .propose(Command::BootStalled { machine, node })
-            .unwrap();
-    };
     let mut world = World::new();
     // What waits or boots its disk is not under way.
     for boots in ["hold", "local"] {
         world.saw(A, script(boots));
         world.pass(STALL);
-        assert_eq!(stalled(&world), 0, "{boots}");
+        assert_eq!(world.stalled(), 0, "{boots}");
     }
     world.put(machine("live"));
     world.saw(A, script("live"));
     world.pass(STALL - 1);
-    assert_eq!(stalled(&world), 0);
-    tell(&mut world);
+    assert_eq!(world.stalled(), 0);
+    world.tell_stalled(A);
     assert!(world.told.is_empty(), "too early");
     // Reading the script again is no progress, an initrd is.
     world.saw(B, script("live"));
     world.pass(1);
-    assert_eq!(stalled(&world), 1);
+    assert_eq!(world.stalled(), 1);
     world.saw(B, Step::Initrd { path: "k".into() });
-    assert_eq!(stalled(&world), 0);
+    assert_eq!(world.stalled(), 0);
     world.pass(STALL);
-    assert_eq!(stalled(&world), 1);
-    tell(&mut world);
-    tell(&mut world);
+    assert_eq!(world.stalled(), 1);
+    world.tell_stalled(A);
+    world.tell_stalled(A);
     assert_eq!(world.told, ["boot_stalled"]);
-    assert_eq!(stalled(&world), 0);
+    assert_eq!(world.stalled(), 0);
     world.saw(B, script("live"));
     world.pass(STALL);
-    assert_eq!(stalled(&world), 0, "it was told");
+    assert_eq!(world.stalled(), 0, "it was told");
     // Power-cycled, it comes to its kernel, and is out of sight.
-    world.saw(
-        A,
-        Step::Bound {
-            address: [10, 77, 0, 50].into(),
-        },
-    );
+    world.saw(A, bound());
     world.saw(A, script("live"));
     world.saw(A, kernel());
     world.pass(STALL);
-    assert_eq!(stalled(&world), 0);
+    assert_eq!(world.stalled(), 0);
     assert_eq!(world.told.len(), 1);
 }
 
@@ -140,7 +128,6 @@ fn bound() -> Step {
 
 #[test]
 fn a_boot_that_comes_to_no_script_is_told_of() {
-    let stalled = |world: &World| world.state.stalled_boots(world.now).count();
     for (why, bootenv, steps, expected) in [
         ("its loader stops", "live", vec![bound(), loader()], 1),
         ("it has an address only", "live", vec![bound()], 1),
@@ -163,7 +150,7 @@ fn a_boot_that_comes_to_no_script_is_told_of() {
             world.saw(A, step);
         }
         world.pass(900);
-        assert_eq!(stalled(&world), expected, "{why}");
+        assert_eq!(world.stalled(), expected, "{why}");
     }
 
     // An install is waited for before its attempt has begun.
@@ -171,31 +158,27 @@ fn a_boot_that_comes_to_no_script_is_told_of() {
     world.order(3);
     world.saw(A, bound());
     world.pass(900);
-    assert_eq!(stalled(&world), 1);
+    assert_eq!(world.stalled(), 1);
 }
 
 #[test]
 fn firmware_that_begins_again_and_again_makes_no_progress() {
-    let stalled = |world: &World| world.state.stalled_boots(world.now).count();
     let mut world = World::new();
     world.put(machine("live"));
     for _ in 0..10 {
-        assert_eq!(stalled(&world), 0);
+        assert_eq!(world.stalled(), 0);
         world.saw(A, bound());
         world.saw(B, loader());
         world.pass(90);
     }
-    assert_eq!(stalled(&world), 1);
-    let (machine, node) = (M1, A);
-    world
-        .propose(Command::BootStalled { machine, node })
-        .unwrap();
+    assert_eq!(world.stalled(), 1);
+    world.tell_stalled(A);
     world.pass(900);
-    assert_eq!(stalled(&world), 0, "it was told");
+    assert_eq!(world.stalled(), 0, "it was told");
     // Power-cycled, it is waited for again.
     world.saw(A, bound());
     world.pass(900);
-    assert_eq!(stalled(&world), 1);
+    assert_eq!(world.stalled(), 1);
 }
 
 #[test]
@@ -205,36 +188,26 @@ fn what_a_machine_is_held_for_is_another_matter_than_its_boot() {
     world.saw(A, bound());
     world.saw(A, script("hold"));
     world.pass(900);
-    let (machine, node) = (M1, A);
-    world
-        .propose(Command::BootStalled { machine, node })
-        .unwrap();
+    world.tell_stalled(A);
     assert_eq!(world.told, ["boot_stalled"]);
     // What was missing is there.
     world.saw(A, script("live"));
     world.pass(899);
-    assert_eq!(world.state.stalled_boots(world.now).count(), 0);
+    assert_eq!(world.stalled(), 0);
     world.pass(1);
-    assert_eq!(world.state.stalled_boots(world.now).count(), 1);
+    assert_eq!(world.stalled(), 1);
 }
 
 #[test]
 fn a_machine_that_is_to_boot_something_else_by_now_is_not_waited_for() {
-    let stalled = |world: &World| world.state.stalled_boots(world.now).count();
-    let tell = |world: &mut World| {
-        let (machine, node) = (M1, A);
-        world
-            .propose(Command::BootStalled { machine, node })
-            .unwrap();
-    };
     // It is off.
     let mut world = World::new();
     world.put(machine("live"));
     world.saw(A, bound());
     world.put(machine("local"));
     world.pass(900);
-    tell(&mut world);
-    assert_eq!(stalled(&world), 0, "nobody proposes it again");
+    world.tell_stalled(A);
+    assert_eq!(world.stalled(), 0, "nobody proposes it again");
     assert!(world.told.is_empty());
     // It boots its disk, of which no more is seen.
     world.put(machine("live"));
@@ -242,7 +215,7 @@ fn a_machine_that_is_to_boot_something_else_by_now_is_not_waited_for() {
     world.put(machine("local"));
     world.saw(A, bound());
     world.pass(900);
-    assert_eq!(stalled(&world), 0);
+    assert_eq!(world.stalled(), 0);
     // It boots something else.
     world.put(machine("live"));
     world.saw(A, bound());
@@ -250,9 +223,9 @@ fn a_machine_that_is_to_boot_something_else_by_now_is_not_waited_for() {
     world.put(machine("gone"));
     world.saw(A, bound());
     world.pass(600);
-    assert_eq!(stalled(&world), 0);
+    assert_eq!(world.stalled(), 0);
     world.pass(300);
-    tell(&mut world);
+    world.tell_stalled(A);
     assert_eq!(world.told, ["boot_stalled"]);
 }
 
@@ -268,14 +241,14 @@ fn what_firmware_did_before_is_told_late_and_begins_nothing() {
         world.saw_at(B, before, step);
     }
     world.pass(900);
-    assert_eq!(world.state.stalled_boots(world.now).count(), 0);
+    assert_eq!(world.stalled(), 0);
     // So long after, it is known to nobody what became of it.
     let mut world = World::new();
     world.put(machine("live"));
     let before = world.now;
     world.pass(900);
     world.saw_at(B, before, bound());
-    assert_eq!(world.state.stalled_boots(world.now).count(), 0);
+    assert_eq!(world.stalled(), 0);
 }
 
 #[test]
@@ -283,28 +256,19 @@ fn an_install_is_under_way_until_it_has_ended() {
     let mut world = World::new();
     let order = world.order(3);
     world.pass(10_000);
-    assert_eq!(
-        world.state.stalled_boots(world.now).count(),
-        0,
-        "not on yet"
-    );
+    assert_eq!(world.stalled(), 0, "not on yet");
     assert_eq!(world.boot(A), 1);
     world.pass(900);
     assert_eq!(
         world.state.stalled_boots(world.now).collect::<Vec<_>>(),
         [M1]
     );
-    world
-        .propose(Command::BootStalled {
-            machine: M1,
-            node: B,
-        })
-        .unwrap();
+    world.tell_stalled(B);
     assert_eq!(world.told, ["boot_stalled"]);
     // It was only slow.
     assert_eq!(world.report(order, 1, Status::Done), TokenUse::Used);
     world.pass(10_000);
-    assert_eq!(world.state.stalled_boots(world.now).count(), 0);
+    assert_eq!(world.stalled(), 0);
     let off = Settings {
         boot_stall_secs: 0,
         ..Settings::default()
@@ -313,7 +277,7 @@ fn an_install_is_under_way_until_it_has_ended() {
     world.order(3);
     world.boot(A);
     world.pass(1_000_000);
-    assert_eq!(world.state.stalled_boots(world.now).count(), 0);
+    assert_eq!(world.stalled(), 0);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use muster_storage::State;
 use muster_storage::model::{
-    Lease, LeaseState, Machine, Object, ObjectKind, Reservation, SubnetMode,
+    Lease, LeaseState, Machine, Object, ObjectKind, Reservation, Subnet, SubnetMode,
 };
 
 /// Whether an address is the machine's, as far as this cluster gives out addresses: it is leased
@@ -58,19 +58,11 @@ fn is_addressed(state: &State, machine: &Machine) -> bool {
 /// says so, in which it has none to give or some for few. Of a network without a subnet it is so where
 /// this cluster gives out none anywhere; else nobody is to come from there.
 fn are_given_by_others(state: &State, address: Option<Ipv4Addr>) -> bool {
-    let (mut by_others, mut by_us) = (false, false);
-    for record in state.objects_after(ObjectKind::Subnet, None) {
-        let Object::Subnet(subnet) = &record.object else {
-            continue;
-        };
-        let is_here = address.is_some_and(|address| subnet.cidr.contains(&address));
-        match (subnet.mode, is_here) {
-            (SubnetMode::Full, true) => return false,
-            (SubnetMode::Full, false) => by_us = true,
-            (SubnetMode::Proxy | SubnetMode::ReservedOnly | SubnetMode::Off, _) => {
-                by_others |= is_here;
-            }
-        }
+    let is_ours = |subnet: &Subnet| subnet.mode == SubnetMode::Full;
+    match address.and_then(|address| state.subnet_with(&[address], address)) {
+        Some(subnet) => !is_ours(subnet),
+        None => !state
+            .objects_after(ObjectKind::Subnet, None)
+            .any(|record| matches!(&record.object, Object::Subnet(subnet) if is_ours(subnet))),
     }
-    by_others || !by_us
 }
